@@ -84,9 +84,8 @@ def _open_and_plan(options: argparse.Namespace) -> tuple[source.Source, Plan | N
     opened = source.open_source(options.source)
     if options.map:
         opened = opened.renamed(source.read_map(options.map))
-    settings = config_lib.parse_overrides(options.settings)
     try:
-        plan = family_of(opened, options.family).plan(opened, settings)
+        plan = family_of(opened, options.family).plan(opened, options.settings)
     except InputError as error:
         return opened, None, str(error)
     try:

@@ -25,7 +25,7 @@ class Assumption:
         key: key in the network's configuration.
         value: the assumed value.
         others: the other possible values, at least one.
-        why: sentence that says what the source does not specify, and what is assumed.
+        why: sentence that states what the source does not specify, and what is assumed.
     """
 
     key: str
@@ -97,13 +97,13 @@ class Family:
     Attributes:
         name: name on the command line.
         recognises: whether a source belongs to this family.
-        plan: makes the plan from a source and the settings of `--set`, which override the source's own; may
-            raise InputError.
+        plan: makes the plan from a source and the texts `key=value` of `--set`, which override the source's
+            own settings; may raise InputError.
     """
 
     name: str
     recognises: Callable[[Source], bool]
-    plan: Callable[[Source, Mapping[str, Any]], Plan]
+    plan: Callable[[Source, Sequence[str]], Plan]
 
 
 def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names, source: Source,
@@ -129,6 +129,15 @@ def shapes(build: Callable[..., Any], config: Any) -> dict[str, Shape]:
     return {name: leaf.shape for name, leaf in abstract_arrays(build, config).items()}
 
 
-def configured(cls: type, inferred: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Any:
-    """Builds the configuration from the settings of a source, overridden by those of `--set`."""
-    return config_lib.from_dict(cls, {**inferred, **overrides}, source)
+def configured(cls: type, inferred: Mapping[str, Any], overrides: Sequence[str], source: str) -> Any:
+    """Builds the configuration from the settings of a source, overridden by those of `--set`.
+
+    Raises:
+        InputError: a key or value is invalid; the error names its origin, `source` or `--set`.
+    """
+    return config_lib.overridden(cls, inferred, overrides, source, "--set")
+
+
+def key_of(override: str) -> str:
+    """Returns the key, or its section, that a text `key=value` or `section.key=value` sets."""
+    return re.split("[.=]", override, maxsplit=1)[0]

@@ -64,7 +64,7 @@ class Frontier:
     """One point per threshold: all `[thresholds]`.
 
     Attributes:
-        handed_on: fraction of the items that is routed to the large model.
+        routed_fraction: fraction of the items that is routed to the large model.
         costs: mean cost of an item.
         errors: mean error of the cascade.
     """

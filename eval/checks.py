@@ -53,17 +53,6 @@ def labels(values: ArrayLike, *, both: bool = False, name: str = "labels") -> ND
     return checked.astype(bool)
 
 
-def label_rows(values: ArrayLike, items: int, name: str = "labels") -> NDArray[np.bool_]:
-    """Returns several labellings of the same items, `[rows, items]`, each label 0 or 1."""
-    checked = array(values, name)
-    if checked.ndim != 2 or checked.shape[1] != items or not items:
-        raise ValueError(f"{name}: expected shape (rows, {items}), found {checked.shape}")
-    wrong = ~_is_binary(checked)
-    if wrong.any():
-        raise ValueError(f"{name}: expected 0 or 1 everywhere, found {int(wrong.sum())} other values")
-    return checked.astype(bool)
-
-
 def numbers(values: ArrayLike, name: str) -> Floats:
     """Returns numbers of any shape, possibly NaN or infinite."""
     checked: Any = array(values, name)
@@ -249,7 +238,7 @@ def starts_of_ties(ordered: Floats) -> NDArray[np.intp]:
 def _items(values: ArrayLike, items: int | None, name: str) -> Floats:
     checked = numbers(values, name)
     if checked.ndim != 1 or (items is not None and len(checked) != items):
-        expected = "[items]" if items is None else f"shape ({items},) as labels"
+        expected = "[items]" if items is None else f"shape ({items},)"
         raise ValueError(f"{name}: expected {expected}, found shape {checked.shape}")
     return checked
 

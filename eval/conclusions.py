@@ -26,7 +26,9 @@ def format_p(p: float | None) -> str:
 
 def compare_with_chance(area: Interval, groups: int) -> str:
     """Compares an AUROC, measured on this number of groups, with chance (0.5)."""
-    if groups < FEW or area.low <= 0.5 <= area.high:
+    if groups < FEW:
+        return "inconclusive"
+    if area.low <= 0.5 <= area.high:
         return "not distinguishable from chance"
     return "better than chance" if area.low > 0.5 else "worse than chance"
 
@@ -46,8 +48,8 @@ def few_groups_warning(groups: int, kind: str = "items") -> list[str]:
         kind: what the held-out items are, in the plural.
     """
     return [] if groups >= FEW else [
-        f"The held-out {kind} form {groups} of at least {FEW} groups. With fewer, intervals are too narrow "
-        "and p-values too small: all comparisons are inconclusive."]
+        f"The held-out {kind} form {groups} groups; at least {FEW} are required. With fewer, intervals are "
+        "too narrow and p-values too small: all comparisons are inconclusive."]
 
 
 def few_seeds_warning(seeds: int, comparisons: int = 1) -> list[str]:
@@ -63,5 +65,5 @@ def few_seeds_warning(seeds: int, comparisons: int = 1) -> list[str]:
         return []
     enough = next(n for n in itertools.count(seeds) if min_p(n) < ALPHA)
     corrected = f" after correction for {comparisons} comparisons" if comparisons > 1 else ""
-    return [f"{seeds} of at least {enough} seeds: the exact p cannot be below {min_p(seeds):.2g}{corrected}, "
-            "so no difference can be significant."]
+    return [f"{seeds} seeds; at least {enough} are required: the exact p cannot be below "
+            f"{min_p(seeds):.2g}{corrected}, so no difference can be significant."]

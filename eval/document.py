@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from tilelli_jax.io.files import write_atomically, write_together
 
 from .stages import RESULTS
-from .tables import Row, as_json, format_cell, markdown
+from .tables import Row, format_cell, json_with_nulls, markdown
 
 # Shadows at the edges beyond which a box can be scrolled: the white covers move with its content.
 SCROLL_SHADOWS = """
@@ -109,7 +109,7 @@ class Document:
         self.heading("How to reproduce")
         self.points([f"{key}: `{value}`" for key, value in provenance.items()])
         self.write(directory)
-        write_atomically(directory / RESULTS, as_json(results))
+        write_atomically(directory / RESULTS, json_with_nulls(results))
 
     def write(self, directory: Path) -> None:
         """Writes report.md, report.html and figures/*.png: all of them or none."""
@@ -127,7 +127,7 @@ class Document:
         self._html.append(html_part)
 
 
-def plain(text: str) -> str:
+def without_markup(text: str) -> str:
     """Returns the text without the marks of `code` and **bold**, for the terminal."""
     return text.replace("`", "").replace("**", "")
 

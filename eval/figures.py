@@ -1,20 +1,15 @@
 """Figures that remain readable in grey: every line has its own colour, dash pattern and marker.
 
-Each function returns a matplotlib Figure; `save` writes it. A name has the same style in every figure that
-one process draws.
+Each function returns a matplotlib Figure. A name has the same style in every figure that one process draws.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-
-from tilelli_jax.io.files import write_atomically
 
 from .cascade import Costs, Frontier
 from .metrics import Reliability
@@ -57,13 +52,6 @@ def reserve_styles(names: Sequence[str]) -> None:
     """Gives the names their styles in this order, so that they do not depend on which figure comes first."""
     for name in names:
         style_of(name)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure atomically, in the format of the path's extension; PNG without one."""
-    content = io.BytesIO()
-    figure.savefig(content, dpi=150, format=path.suffix[1:] or "png")
-    write_atomically(path, content.getvalue())
 
 
 def ladder(intervals: Mapping[str, Interval], title: str = "") -> Figure:
@@ -172,6 +160,8 @@ def effects(intervals: Mapping[str, Interval], title: str = "", unit: str = "nat
 def tradeoff(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str,
              mark: float | None = None, title: str = "") -> Figure:
     """Plots a benefit over its cost, both from 0 to 1: one marker per run, `(xs, ys)` of each name.
+
+    The dotted horizontal line at 0.5 is chance.
 
     Args:
         x, y: axis labels.

@@ -69,12 +69,12 @@ def forward(starts: ArrayLike, ends: ArrayLike, k: int = 5) -> Folds:
 def number_of_folds(labels: ArrayLike, max_folds: int = 5, min_rows_per_fold: int = 10) -> int:
     """Returns the largest number of folds that the rows support, from 2 to `max_folds`.
 
-    There are fewer folds than rows of the rarer class, and at least `rows_for_one` rows per fold. The result
-    is 2 even where the rows are too few for that.
+    There are fewer folds than rows of the rarer class, and at least `min_rows_per_fold` rows per fold. The
+    result is 2 even where the rows are too few for that.
     """
     positive = checks.labels(labels)
     checks.count(max_folds, "max_folds", min=2)
-    checks.count(min_rows_per_fold, "rows_for_one")
+    checks.count(min_rows_per_fold, "min_rows_per_fold")
     rarer_class = int(min(positive.sum(), (~positive).sum()))
     return max(2, min(max_folds, rarer_class - 1, len(positive) // min_rows_per_fold))
 

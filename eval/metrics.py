@@ -53,12 +53,6 @@ def _scaled(weights: Floats) -> Floats:
     return np.ldexp(weights, -np.frexp(largest)[1][:, None])
 
 
-def auroc_relabelled(labels: ArrayLike, scores: ArrayLike) -> Floats:
-    """Returns the AUROC of the same scores under each row of labels, `[rows, items]` → `[rows]`."""
-    ranks = midranks(scores)
-    return _rank_auroc(checks.label_rows(labels, len(ranks)).astype(float), ranks)
-
-
 def _rank_auroc(positive: Floats, ranks: Floats) -> Floats:
     n = positive.sum(axis=1)
     pairs = n * (positive.shape[1] - n)
@@ -156,7 +150,10 @@ def expected_ece_if_calibrated(probabilities: ArrayLike, bins: int = 10, draws: 
 
 
 def check_scored(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
-    """Returns labels and scores as arrays `[items]`. Raises ValueError for NaN, or labels but 0 and 1."""
+    """Returns labels and scores as arrays `[items]`.
+
+    Raises ValueError for NaN, or for labels other than 0 and 1.
+    """
     positive = checks.labels(labels)
     return positive, checks.scores(scores, len(positive))
 

@@ -147,7 +147,7 @@ def make_probe(c_value: float, sparse: bool, options: ProbeOptions) -> Pipeline:
         c_value: C, the inverse penalty strength.
         sparse: scale without centring, which would fill the zeros.
     """
-    checks.positive(c_value, "strength")
+    checks.positive(c_value, "c_value")
     return make_pipeline(
         StandardScaler(with_mean=not sparse),
         LogisticRegression(C=c_value, l1_ratio=1.0, solver="liblinear", class_weight="balanced",

@@ -25,7 +25,7 @@ from tilelli_jax.io.json_text import read_json
 from . import tables
 
 T = TypeVar("T")
-FORMAT = 3  # increment whenever a stage's result for the same inputs changes
+FORMAT = 4  # increment whenever a stage's result for the same inputs changes
 MANIFEST = "manifest.json"
 MAX_CHECKSUM_BYTES = 64 << 20  # larger files are checked by their size only
 RESULT = "result.json"  # numbers that a stage computed
@@ -82,8 +82,10 @@ class Stages:
             self._check(path)
             self.notify(f"{name}: reused as it is from {path}")
             return path
-        if os.path.lexists(path / MANIFEST):
-            raise InputError(f"{path / MANIFEST}: expected a regular file; {REBUILD_HINT}")
+        manifest_file = path / MANIFEST
+        # Another process may have completed the stage since the check above.
+        if os.path.lexists(manifest_file) and not manifest_file.is_file():
+            raise InputError(f"{manifest_file}: expected a regular file; {REBUILD_HINT}")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -109,7 +111,7 @@ class Stages:
     def _check(self, path: Path) -> None:
         if path not in self._verified:
             try:
-                recorded = read_json(path / MANIFEST).get("files", {})
+                recorded = read_json(path / MANIFEST).get("files")
             except InputError as error:
                 raise InputError(f"{error}; {REBUILD_HINT}") from None
             if damaged := find_damage(path, recorded):
@@ -129,7 +131,7 @@ def without(tree: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def write_result(path: Path, tree: Any) -> None:
     """Writes a stage's numbers as JSON, non-finite ones as null."""
-    write_atomically(path / RESULT, tables.as_json(tree))
+    write_atomically(path / RESULT, tables.json_with_nulls(tree))
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def write(path: Path, rows: Sequence[Row], title: str = "") -> None:
     content = parquet({name: [row.get(name) for row in flat] for name in names})
     head = f"# {title}\n\n" if title else ""
     write_together({
-        path.with_name(f"{path.name}.json"): as_json([dict(row) for row in rows]),
+        path.with_name(f"{path.name}.json"): json_with_nulls([dict(row) for row in rows]),
         path.with_name(f"{path.name}.parquet"): content,
         path.with_name(f"{path.name}.md"): (head + markdown(rows) + "\n").encode()})
 
@@ -109,7 +109,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def as_json(tree: Any) -> bytes:
+def json_with_nulls(tree: Any) -> bytes:
     """Encodes a tree as JSON; non-finite numbers, which JSON lacks, become null."""
     return json.dumps(_plain(tree), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 

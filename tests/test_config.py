@@ -234,6 +234,38 @@ def test_errors_are_one_line_and_name_the_key(
         assert error_text == message
 
 
+@pytest.mark.parametrize(("tree", "override", "message"), [
+    ({"count": 2}, "count=many", "--set: count: expected an integer, found text 'many'"),
+    ({"count": 2}, "cuont=3", "--set: unknown key 'cuont' (did you mean 'count'?)"),
+    ({"count": "x"}, "full=true", "x.pt: count: expected an integer, found text 'x'"),
+    ({"count": "x"}, "count=y", "--set: count: expected an integer, found text 'y'"),
+    ({"fruit": {"family": "pear", "weight": 10}}, "count=y",
+     "x.pt: fruit.weight: expected a number ≥ 0 and < 10, found 10.0"),
+    ({}, "count", "override 'count': expected key.subkey=value")])
+def test_an_error_names_the_origin_of_the_invalid_value(tree: dict[str, Any], override: str,
+                                                        message: str) -> None:
+    with pytest.raises(InputError) as error:
+        config_lib.overridden(Basket, tree, [override], "x.pt", "--set")
+    assert str(error.value) == message
+
+
+def test_overrides_of_a_tree() -> None:
+    """They keep text as typed and the other keys of a section, and do not change the tree."""
+    tree = {"count": 2, "box": {"width": 4, "label": "a"}, "parts": {"left": {"width": 5}}}
+    basket = config_lib.overridden(Basket, tree, ["name=007", "box.label=2024", "parts.left.label=x"], "x.pt")
+    assert basket == Basket(name="007", count=2, box=Box(4, "2024"), parts={"left": Box(5, "x")})
+    assert tree == {"count": 2, "box": {"width": 4, "label": "a"}, "parts": {"left": {"width": 5}}}
+    assert config_lib.overridden(Basket, tree, [], "x.pt").count == 2
+
+
+@pytest.mark.parametrize(("shipped", "example"), [("demo", "--config demo"), ("", "--config FILE")])
+def test_a_missing_configuration_is_one_line_with_an_example(shipped: str, example: str) -> None:
+    parser = config_lib.command_line("tilelli basket", None, Basket, shipped, "count=2")
+    with pytest.raises(InputError) as error:
+        parser.parse_args([])
+    assert str(error.value) == f"the following arguments are required: --config, e.g. {example}"
+
+
 def test_merged_keys_are_not_duplicates(tmp_path: Path) -> None:
     basket = load(tmp_path, "box: &box {width: 4, label: a}\nfruit: {weight: 1}\n")
     assert basket.box == Box(4, "a")

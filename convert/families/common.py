@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
@@ -35,16 +35,19 @@ def shape_of(source: Source, tensors: Mapping[str, Tensor], name: str, rank: int
     """Returns the shape of a required tensor.
 
     Raises:
-        InputError: the tensor is missing, or does not have `rank` axes.
+        InputError: the tensor is missing, does not have `rank` axes, or is an empty matrix.
     """
     if name not in tensors:
         raise InputError(f"{source.path}: missing: {name}")
     if len(tensors[name].shape) != rank:
         raise InputError(f"{source.path}: {name}: expected {rank} axes, found {tensors[name].shape}")
+    if rank == 2 and 0 in tensors[name].shape:
+        raise InputError(f"{source.path}: {name}: expected a matrix that is not empty, found "
+                         f"{tensors[name].shape}")
     return tensors[name].shape
 
 
-def quantizer_of(source: Source) -> dict[str, Any]:
+def quantizer_setting(source: Source) -> dict[str, Any]:
     """Returns the `quantizer` setting from the key `quantize` of the configuration; empty without that key.
 
     `quantize` is true, false, null or the name of a quantiser.
@@ -64,14 +67,14 @@ def quantizer_of(source: Source) -> dict[str, Any]:
     return {"quantizer": name}
 
 
-def quantized_parts(config: Any, known: Mapping[str, Any]) -> list[Assumption]:
-    """The assumption on which weights are quantised; empty if the source or the user says it.
+def quantized_parts(config: Any, known: Collection[str]) -> list[Assumption]:
+    """The assumption on which weights are quantised; empty if the source or the user specifies it.
 
     Attention and feed-forward weights are always among them; the alternatives differ in the other parts.
 
     Args:
         config: configuration of the network, with the assumed parts.
-        known: settings that the source and the user give.
+        known: keys of the settings that the source and the user specify.
     """
     if config.quantizer == "none" or "quantize" in known:
         return []

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.gemma3 import FlaxGemma3ForCausalLM
@@ -24,7 +23,7 @@ def _family(network: type[PretrainedModel]) -> Family:
     def recognises(source: Source) -> bool:
         return _is_checkpoint(source) and source.config.get("model_type") in theirs.model_types
 
-    def plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
+    def plan(source: Source, overrides: Sequence[str]) -> Plan:
         if not _is_checkpoint(source):
             raise InputError(f"{source.path}: expected a directory, found a PyTorch file; "
                              f"--from {theirs.family} reads a Hugging Face directory or a GGUF file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ NAMES = {
     "temperature": Theirs("T")}
 
 
-def _plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
+def _plan(source: Source, overrides: Sequence[str]) -> Plan:
     temperature = source.other_entries.get("T")
     if not isinstance(temperature, float):
         raise InputError(f"{source.path}: T: expected the temperature (a number), found {temperature!r}")

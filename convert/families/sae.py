@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tilelli_jax.io.tensors import Tensor, in_memory, write_file
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
-from ..plan import Family, Plan, configured, make_plan
+from ..plan import Family, Plan, configured, key_of, make_plan
 from ..source import AUTOENCODERS, Source
 from .common import cannot_infer, shape_of
 
@@ -44,7 +44,7 @@ IGNORED_KEYS = {
     "sae_id", "release"}
 
 
-def _plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
+def _plan(source: Source, overrides: Sequence[str]) -> Plan:
     for key, values in SUPPORTED_VALUES.items():
         if key in source.config and source.config[key] not in values:
             raise InputError(f"{source.path}: {key}: expected {' or '.join(map(repr, values))}, "
@@ -67,13 +67,13 @@ def _plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
                 raise InputError(f"{source.path}: {key}: expected {size}, the size in the tensors, found "
                                  f"{source.config[key]!r}")
     k = _k(source)
-    if k is None and "k" not in overrides:  # at most the name of such a file gives k
-        raise cannot_infer(source, "k")
     if k is not None:
         inferred["k"] = k
-        if overrides.get("k", k) != k:
-            raise InputError(f"--set k: expected {k}, the value in {source.path}, found {overrides['k']!r}")
+    elif "k" not in map(key_of, overrides):  # at most the name of such a file gives k
+        raise cannot_infer(source, "k")
     config = configured(SAEConfig, inferred, overrides, str(source.path))
+    if k is not None and config.k != k:
+        raise InputError(f"--set: k: expected {k}, the value in {source.path}, found {config.k}")
     return make_plan("sae", TopKSAE, config, names, source, {})
 
 

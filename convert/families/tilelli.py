@@ -10,7 +10,7 @@ file's configuration or from `--set`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tilelli_jax.errors import InputError
@@ -18,14 +18,15 @@ from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
 from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
-from ..plan import Assumption, Family, Plan, configured, make_plan
+from ..plan import Assumption, Family, Plan, configured, key_of, make_plan
 from ..source import Source
 from .common import (
     cannot_infer,
     has_library_settings,
     library_settings,
     quantized_parts,
-    quantizer_of,
+    quantizer_setting,
+    shape_of,
     stripped,
     tied_duplicates,
 )
@@ -60,7 +61,7 @@ def _find_parts(tensors: Mapping[str, Tensor],
 
 def _numeric_key(name: str) -> list[Any]:
     """Sort key that compares numbers by value: heads.2 before heads.10."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
 
 
 def _add_by_shape(block_tensors: Mapping[str, Tensor], d_model: int, parts: dict[str, list[str]]) -> None:
@@ -97,7 +98,7 @@ def _common_pattern(names: list[str]) -> str:
 class _Layout:
     """Settings and tensor names, inferred from block 0 and from the tensors outside of blocks."""
 
-    def __init__(self, source: Source, overrides: Mapping[str, Any]) -> None:
+    def __init__(self, source: Source, overrides: Sequence[str]) -> None:
         self.source, self.overrides = source, overrides
         self.tensors = source.tensors
         blocks = [match for match in map(_BLOCK.fullmatch, self.tensors) if match]
@@ -113,7 +114,7 @@ class _Layout:
         self.top = {part: names[0] for part, names in _find_parts(top, _TOP_PATTERNS).items()}
         if "embed" not in self.top:
             raise InputError(f"{source.path}: missing: embed.weight")
-        self.vocab_size, self.d_model = self.tensors[self.top["embed"]].shape
+        self.vocab_size, self.d_model = shape_of(source, self.tensors, self.top["embed"], 2)
         self.n_banks = self._n_banks()
         self.parts = _find_parts(self.block_tensors, _BLOCK_PATTERNS)
         _add_by_shape(self.block_tensors, self.d_model, self.parts)
@@ -162,7 +163,7 @@ class _Layout:
             if len(hints) == 1:
                 self.inferred["second_norm"] = hints.pop()
                 norms.sort(key=lambda norm: bool(re.search("dense|ffn|mlp|mix|post", norm)))
-            elif "second_norm" not in self.overrides:
+            elif "second_norm" not in map(key_of, self.overrides):
                 raise cannot_infer(self.source, "second_norm")
         for ours, norm in zip(("norm", "norm2"), norms, strict=False):
             self._add_name(f"{ours}.scale", Theirs(f"{norm}.weight"))
@@ -234,7 +235,7 @@ class _Layout:
         for key in ("top_k", "head_reduction"):
             if key in tree:
                 self.inferred[key] = tree[key]
-        self.inferred |= {"n_banks": self.n_banks, **quantizer_of(self.source)}
+        self.inferred |= {"n_banks": self.n_banks, **quantizer_setting(self.source)}
 
     def _pathways(self) -> list[str]:
         """Pathways in the router's order: by the numbers in their names, or else the default order."""
@@ -251,10 +252,10 @@ class _Layout:
         return pathways
 
     def _n_banks(self) -> int:
-        n = self.overrides.get("n_banks", self.source.config.get("n_banks", 1))
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InputError(f"{self.source.path}: n_banks: expected an integer ≥ 1, found {n!r}")
-        return n
+        config = configured(RoutedConfig, {"n_banks": self.source.config.get("n_banks", 1)},
+                            [text for text in self.overrides if key_of(text) == "n_banks"],
+                            str(self.source.path))
+        return int(config.n_banks)
 
     def _banked(self, pathway: str, names: list[str]) -> Iterable[tuple[str, str]]:
         """Yields our name and the file's name of the pathway for each bank, with `{h}` for separate heads."""
@@ -304,7 +305,7 @@ def names_of(config: RoutedConfig) -> Names:
     return names
 
 
-def _plan(source: Source, overrides: Mapping[str, Any], family: str, defaults: Mapping[str, Any]) -> Plan:
+def _plan(source: Source, overrides: Sequence[str], family: str, defaults: Mapping[str, Any]) -> Plan:
     source = stripped(source)
     if has_library_settings(source, "routed"):
         config = configured(RoutedConfig, library_settings(RoutedConfig, source), overrides, str(source.path))
@@ -312,14 +313,15 @@ def _plan(source: Source, overrides: Mapping[str, Any], family: str, defaults: M
     layout = _Layout(source, overrides)
     layout.read()
     inferred = {**defaults, **layout.inferred}
+    known = {*inferred, *map(key_of, overrides)}
     for key in ("top_k", "quantizer"):
         needed = key != "top_k" or "sparse" in inferred["pathways"]
-        if key not in inferred and key not in overrides and needed:
+        if key not in known and needed:
             raise cannot_infer(source, key)
     config = configured(RoutedConfig, inferred, overrides, str(source.path))
-    assumptions = quantized_parts(config, {**inferred, **overrides})
+    assumptions = quantized_parts(config, known)
     several_heads = "sparse" in config.pathways and config.n_heads > 1
-    if several_heads and "head_reduction" not in {**inferred, **overrides}:
+    if several_heads and "head_reduction" not in known:
         assumptions.append(Assumption("head_reduction", "mean", ("sum",), "the source does not specify "
                                       "whether heads are averaged or summed; mean is assumed"))
     return make_plan(family, RoutedLM, config, layout.names, source, {}, assumptions, layout.tied)

@@ -22,7 +22,7 @@ from tilelli_jax.cli.tables import table
 from tilelli_jax.generation.abstain_rule import FILE, TEMPLATE
 from tilelli_jax.signals.names import DRIFT, HEAD, SIGNALS, describe
 
-from ..document import plain
+from ..document import without_markup
 from ..inputs.study import quiet_logs, study_command
 from ..stages import key
 from . import report, threshold
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 def write_report(study: AbstentionStudy, name: str, provenance: Mapping[str, Any]) -> str:
     """Runs the study and writes its report. Returns the summary to print."""
     results = report.write(study, study.report_dir, name, provenance)
-    answers = "\n".join(plain(text) for text in answer_v9(results))
+    answers = "\n".join(without_markup(text) for text in answer_v9(results))
     return f"\n{table(report.summary(results), right=(1, 2, 3, 4, 5))}\n\n{answers}\n"
 
 

@@ -74,7 +74,8 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
     No prompt of held_out or calibration occurs in the training files, and these two share none.
 
     Args:
-        longest: maximum length of a pair, in bytes; longer ones are left out and counted in a log line.
+        longest: maximum length of a pair, in bytes; longer ones are left out. A log line reports their
+            fraction, except for plain_text.
 
     Raises:
         InputError: more than MAX_TOO_LONG of the pairs are too long, or a user's file has a prompt that must

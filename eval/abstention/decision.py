@@ -1,8 +1,8 @@
 """Which signals predict that a network does not know: AUROC, a pre-registered rule, abstention rates.
 
-All scores here rise where something is not known. `direction` says which signals do so already (1) and which
-rise with knowledge and are negated (−1). An AUROC is the probability that a prompt of a regime scores above a
-prompt of in_domain, with ties counted half.
+All scores are oriented: higher means "not known". `direction` is 1 for signals with this orientation, −1 for
+signals that are negated. An AUROC is the probability that a prompt of a regime scores above a prompt of
+in_domain, with ties counted half.
 
 Scores are `[seeds, prompts]`, one row per trained network. An AUROC is the mean over the rows. The bootstrap
 resamples prompts, and rows where there are several.
@@ -39,7 +39,7 @@ class ScoreTable(NamedTuple):
     """The scores of every prompt."""
 
     regimes: NDArray[np.str_]  # [prompts]
-    scores: dict[str, Floats]  # each [seeds, prompts], all rising with "not known"
+    scores: dict[str, Floats]  # each [seeds, prompts], oriented: higher means "not known"
 
     @property
     def other_regimes(self) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ class RuleResult(NamedTuple):
 
 def table(scores: Mapping[str, ArrayLike], regimes: Sequence[str],
           directions: Mapping[str, int] | None = None) -> ScoreTable:
-    """Turns measured scores `[prompts]` or `[seeds, prompts]` so that all rise with "not known".
+    """Orients measured scores `[prompts]` or `[seeds, prompts]`: higher means "not known".
 
     Args:
         directions: 1 or −1 for each signal, fixed before the scores are inspected; by default `direction`.
@@ -91,7 +91,7 @@ def table(scores: Mapping[str, ArrayLike], regimes: Sequence[str],
     Raises:
         ValueError: a signal has no direction, the wrong shape or a NaN, or no prompt is in domain.
     """
-    turned, n = {}, len(regimes)
+    oriented, n = {}, len(regimes)
     for name, raw in scores.items():
         sign = direction(name) if directions is None else directions.get(name)
         if sign not in (1, -1):
@@ -100,10 +100,10 @@ def table(scores: Mapping[str, ArrayLike], regimes: Sequence[str],
         if values.ndim != 2 or values.shape[1] != n or np.isnan(values).any():
             raise ValueError(f"{name}: expected numbers [seeds, {n}], found shape {values.shape}"
                              + (" with NaN" if np.isnan(values).any() else ""))
-        turned[name] = sign * values
+        oriented[name] = sign * values
     if IN_DOMAIN not in regimes:
         raise ValueError(f"regimes: expected {IN_DOMAIN} among them, found none")
-    return ScoreTable(np.asarray(regimes), turned)
+    return ScoreTable(np.asarray(regimes), oriented)
 
 
 def direction(name: str) -> int:
@@ -258,7 +258,7 @@ def abstention_rates(scored: ScoreTable, signal: str, thresholds: ArrayLike, *, 
     """Returns regime → fraction of its prompts whose score is above the threshold.
 
     The rate on in_domain is the false-positive rate. Intervals resample prompts and seeds. With one seed, or
-    where the rate is 0 or 1, they are those of `exact_share`, over prompts alone.
+    where the rate is 0 or 1, they are those of `exact_fraction`, over prompts alone.
 
     Args:
         thresholds: one, or one per seed, in the direction of the scores in the table.

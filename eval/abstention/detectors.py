@@ -24,12 +24,12 @@ _AFFIRMATION = re.compile(r"\W*(?:yes|sure|indeed|correct)\b|.*\bthat(?:'s| is) 
 
 def has_refusal_phrase(answer: str) -> bool:
     """Whether the answer contains a phrase such as "I don't know" anywhere, or is empty."""
-    return not answer.strip() or _REFUSAL.search(plain(answer)) is not None
+    return not answer.strip() or _REFUSAL.search(normalised(answer)) is not None
 
 
 def is_affirmation(answer: str) -> bool:
     """Whether the answer begins with the word yes, sure, indeed or correct, or contains "that's true"."""
-    return _AFFIRMATION.match(plain(answer)) is not None
+    return _AFFIRMATION.match(normalised(answer)) is not None
 
 
 def is_loop(answer: str) -> bool:
@@ -82,6 +82,6 @@ def text_quality(answers: Sequence[bytes]) -> TextQuality:
 # ---------------------------------------------------------------------------------------------
 
 
-def plain(text: str) -> str:
+def normalised(text: str) -> str:
     """Returns the text in lower case, with straight quotes and single spaces."""
     return " ".join(text.casefold().replace("’", "'").split())

@@ -60,12 +60,12 @@ def evaluate(prompts: Sequence[EvaluationPrompt], measured: Mapping[str, Sequenc
 
 
 def scores_of(runs: Sequence[Measured], regimes: Sequence[str]) -> ScoreTable:
-    """Returns every signal of a variant, `[seeds, prompts]`, turned to rise with "not known"."""
+    """Returns every signal of a variant, `[seeds, prompts]`, oriented: higher means "not known"."""
     names = [name for name in runs[0].prompts if direction(name)]
     return table({name: np.stack([run.prompts[name] for run in runs]) for name in names}, regimes)
 
 
-def requires_knowledge(prompt: EvaluationPrompt) -> bool:
+def is_closed_book(prompt: EvaluationPrompt) -> bool:
     """Whether a correct answer shows knowledge: the prompt has an answer and does not contain it."""
     return prompt.answer is not None and prompt.answer.casefold() not in prompt.prompt.casefold()
 
@@ -91,15 +91,16 @@ def _variant(name: str, prompts: Sequence[EvaluationPrompt], runs: Sequence[Meas
     same_answers = None if start is None or name == CHAT else [
         list(run.prompts["answer"]) == list(start_run.prompts["answer"])
         for run, start_run in zip(runs, start, strict=True)]
-    correct = {regime: _correct(runs, prompts, regime, knowledge=False) for regime in names}
-    known = _correct(runs, prompts, IN_DOMAIN, knowledge=True)
+    correct = {regime: _correct(runs, prompts, regime, closed_book=False) for regime in names}
+    closed_book = _correct(runs, prompts, IN_DOMAIN, closed_book=True)
     return {
         "signals": signals, "rule": _rule(scored, config), "abstention": _abstention(scored, runs, config),
         "accuracy": {regime: bootstrap_two_way(values, replicates=replicates, seed=seed)
                      for regime, values in correct.items() if values.size},
-        "known": bootstrap_two_way(known, replicates=replicates, seed=seed) if known.size else None,
-        "known_by_seed": known.mean(axis=1) if known.size else None,
-        "known_relative_to_v4": _known_ratio(known, start, prompts, config),
+        "closed_book_accuracy": (bootstrap_two_way(closed_book, replicates=replicates, seed=seed)
+                                 if closed_book.size else None),
+        "closed_book_accuracy_by_seed": closed_book.mean(axis=1) if closed_book.size else None,
+        "closed_book_accuracy_relative_to_v4": _relative_accuracy(closed_book, start, prompts, config),
         "regimes": {regime: {key: _mean(result["regimes"][regime][key] for result in results)
                              for key in results[0]["regimes"][regime]} for regime in names},
         "text_quality": {key: _mean(result["text_quality"][key] for result in results)
@@ -159,26 +160,26 @@ def _head_comparisons(regimes: Sequence[str], measured: Mapping[str, Sequence[Me
 
 
 def _correct(runs: Sequence[Measured], prompts: Sequence[EvaluationPrompt], regime: str,
-             knowledge: bool) -> np.ndarray:
+             closed_book: bool) -> np.ndarray:
     """Returns whether each prompt of a regime that has an answer is answered correctly, f64 `[seeds,
     prompts]`.
 
     Args:
-        knowledge: only prompts that do not contain their answer.
+        closed_book: only prompts that do not contain their answer.
     """
     chosen = np.array([prompt.regime == regime
-                       and (requires_knowledge(prompt) if knowledge else prompt.answer is not None)
+                       and (is_closed_book(prompt) if closed_book else prompt.answer is not None)
                        for prompt in prompts])
     return np.stack([np.asarray(run.prompts["correct"], float)[chosen] for run in runs])
 
 
-def _known_ratio(known: np.ndarray, start: Sequence[Measured] | None, prompts: Sequence[EvaluationPrompt],
-                 config: AbstentionConfig) -> Interval | None:
-    """Returns the accuracy relative to v4's, paired by prompts and seeds."""
-    if start is None or not known.size:
+def _relative_accuracy(closed_book: np.ndarray, start: Sequence[Measured] | None,
+                       prompts: Sequence[EvaluationPrompt], config: AbstentionConfig) -> Interval | None:
+    """Returns the closed-book accuracy relative to v4's, paired by prompts and seeds."""
+    if start is None or not closed_book.size:
         return None
-    before = _correct(start, prompts, IN_DOMAIN, knowledge=True)
-    return bootstrap_two_way(np.stack([known, before]), lambda means: means[0] / means[1],
+    before = _correct(start, prompts, IN_DOMAIN, closed_book=True)
+    return bootstrap_two_way(np.stack([closed_book, before]), lambda means: means[0] / means[1],
                              replicates=config.replicates, seed=config.seed)
 
 

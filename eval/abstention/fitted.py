@@ -5,7 +5,7 @@
                     position
     raw_probe       the difficulty study's probe on the residual stream at the last position, of the layer
                     that cross-validation selects
-    sae_probe   the same probe on the codes of a TopK autoencoder of that layer
+    sae_probe       the same probe on the codes of a TopK autoencoder of that layer
 
 The heads are fitted to the training data of v8b and v9, so that only the method differs from these. The
 probes are signals of v4 and are fitted to prompts on which v4 was not trained.
@@ -161,4 +161,4 @@ def _sparse_codes(uncertainty: Uncertainty, n_latents: int) -> scipy.sparse.csr_
 
 
 def _probe_result(probe: Fitted) -> dict[str, Any]:
-    return {"strength": probe.c_value, "cross_validated": max(probe.cross_validated.values())}
+    return {"c_value": probe.c_value, "cross_validated": max(probe.cross_validated.values())}

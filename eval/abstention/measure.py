@@ -26,7 +26,7 @@ from .detectors import has_refusal_phrase, is_affirmation, is_loop, is_utf8, tex
 
 Columns = dict[str, np.ndarray]
 BYTES = 256
-HELD_OUT = 500  # maximum number of pairs over which the chat loss is measured
+MAX_LOSS_PAIRS = 500  # over which the chat loss is measured
 
 
 def turn(prompt: str) -> PromptIds:
@@ -109,7 +109,7 @@ def summarise(prompts: Sequence[EvaluationPrompt], generated: Sequence[bytes]) -
 
 def chat_loss(model: Any, pairs: Sequence[ChatPair], batch_size: int) -> float:
     """Returns the mean cross-entropy of held-out responses, in nats per byte."""
-    chosen = pairs[:HELD_OUT]
+    chosen = pairs[:MAX_LOSS_PAIRS]
     rows = pack_rows(chosen, max(pair.seq_len for pair in chosen), pack=False)
     network, params = split_params(model)
     return held_out_terms(network, rows, batch_size=batch_size)(params).get("cross_entropy", math.nan)

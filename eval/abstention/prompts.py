@@ -18,6 +18,8 @@ from tilelli_jax.data.synthetic.village import REGIMES, EvaluationPrompt
 from tilelli_jax.data.turns import turn_text
 from tilelli_jax.errors import InputError
 
+from ..inputs.rows import describe_cell
+
 BUILT_IN = Path(__file__).with_suffix("")
 MIN_PROMPTS = 2  # prompts of a regime: a single one cannot be resampled
 
@@ -62,7 +64,7 @@ def _prompt(row: Any, where: str, file: Path) -> EvaluationPrompt:
     prompt, regime, answer = turn_text(row, "prompt", where), row.get("regime"), row.get("answer")
     if regime not in REGIMES:
         raise InputError(f"{where}: regime: expected one of {', '.join(REGIMES)}, "
-                         f"found {row.get('regime', 'nothing')!r:.40}")
+                         f"found {describe_cell(row, 'regime')}")
     if file.stem in REGIMES and regime != file.stem:
         raise InputError(f"{where}: regime: expected {file.stem}, the name of the file, found {regime}")
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):

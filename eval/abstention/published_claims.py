@@ -24,7 +24,7 @@ Tree = Mapping[str, Any]
 CHANCE = 0.6  # an AUROC from 0.4 to 0.6 counts as near chance; published are 0.51 to 0.55
 COHERENT = 0.8  # accuracy relative to v4 from which a chat counts as coherent
 GARBLED = 0.5  # accuracy relative to v4 below which it counts as garbled
-MIN_KNOWN = 0.5  # v4's accuracy on in-domain questions below which accuracy relative to it means nothing
+MIN_ACCURACY = 0.5  # v4's closed-book accuracy below which accuracy relative to it means nothing
 MAX_LOOPS = 0.1  # fraction of a coherent network's answers that may be loops
 HIGH = 0.7  # an AUROC from here counts as high
 AUROC_MARGIN, RATE_MARGIN = 0.05, 0.1  # how far a result may be below the published AUROC or rate
@@ -62,7 +62,7 @@ def chat_quality(results: Tree, name: str) -> str:
     start, variant = results["variants"].get(CHAT), results["variants"][name]
     if start is None or not _is_reference(start):
         return "inconclusive"
-    ratio = Interval.from_tree(variant["known_relative_to_v4"])
+    ratio = Interval.from_tree(variant[RELATIVE])
     loops = variant["regimes"][IN_DOMAIN]["loops"]
     if ratio.high < GARBLED or loops > 0.5:
         return "garbled"
@@ -108,6 +108,8 @@ V8B_OUTCOMES = {
     "includes 0": "not significant (bootstrap p {p} after Holm's correction; the interval includes 0).",
     "p": "inconclusive: its interval excludes 0, but bootstrap p {p} after Holm's correction is not below "
          f"{ALPHA:g}.",
+    "no p": "inconclusive: its interval excludes 0, but the bootstrap p is undefined, as all "
+            "replicates are equal.",
     "lower": "significant (bootstrap p {p} after Holm's correction): part of the signal was in the router.",
     "higher": "significant (bootstrap p {p} after Holm's correction): training the router reduces the AUROC."}
 GENERATION = {
@@ -130,7 +132,7 @@ def answer_v9(results: Tree) -> list[str]:
         cross_regime=format_interval(head_auroc(results, "v9")), ceiling=ceiling(results))]
     if "v8b" in variants:
         change, p = head_difference(results, "v9", "v8b"), _comparison(results, "v9", "v8b")["p_holm"]
-        kind = ("includes 0" if not change.excludes_zero else "p" if p >= ALPHA else
+        kind = ("includes 0" if not change.excludes_zero else "no p" if p is None else "p" if p >= ALPHA else
                 "lower" if change.high < 0 else "higher")
         texts.append(V8B_SENTENCE.format(
             v8b=format_interval(head_auroc(results, "v8b")), change=format_interval(change, sign=True),
@@ -177,7 +179,8 @@ class Bound(NamedTuple):
 
 DIFFERENCE = " − "
 NOT_MEASURED = "not measured"
-AUROC, RELATIVE, WINS = f"signals.{HEAD}.cross_regime", "known_relative_to_v4", "rule.verdicts"
+AUROC, WINS = f"signals.{HEAD}.cross_regime", "rule.verdicts"
+ACCURACY, RELATIVE = "closed_book_accuracy", "closed_book_accuracy_relative_to_v4"
 
 
 def _measure(results: Tree, name: str, quantity: str) -> Interval | str | None:
@@ -192,16 +195,18 @@ def _measure(results: Tree, name: str, quantity: str) -> Interval | str | None:
             return None if key in (*ROUTER, HEAD) else NOT_MEASURED
         value = value[key]
     if quantity == WINS:
-        value = [-len(verdict["wins"]) for verdict in value if verdict["signal"] in ROUTER]
+        value = [len(verdict["wins"]) for verdict in value if verdict["signal"] in ROUTER]
+        if value:
+            return _number(max(value))
     match value:
         case None:
-            return "the prompts have no such answers" if quantity == "known" else NOT_MEASURED
+            return "the prompts have no such answers" if quantity == ACCURACY else NOT_MEASURED
         case []:
             return "the network has no router"
         case [bool(), *_]:
             return _number(sum(value) / len(value))
         case list():
-            return _number(abs(min(value)))
+            return _number(min(value))
         case Mapping():
             return Interval.from_tree(value)
     return _number(value)
@@ -228,13 +233,13 @@ def _comparison(results: Tree, a: str, b: str) -> Tree:
 
 
 def _is_reference(start: Tree) -> bool:
-    """Whether v4 knows enough for other variants to be measured relative to it."""
-    return start["known"] is not None and start["known"]["point"] >= MIN_KNOWN
+    """Whether v4's closed-book accuracy is high enough for others to be measured relative to it."""
+    return start[ACCURACY] is not None and start[ACCURACY]["point"] >= MIN_ACCURACY
 
 
-COHERENT_CHAT = (Bound("known", low=MIN_KNOWN),
+COHERENT_CHAT = (Bound(ACCURACY, low=MIN_ACCURACY),
                  Bound(f"regimes.{IN_DOMAIN}.loops", high=MAX_LOOPS, label="loops"))
-GARBLED_CHAT = f"known, relative to v4: below {GARBLED:g}", (Bound(RELATIVE, high=GARBLED),)
+GARBLED_CHAT = f"closed-book accuracy, relative to v4: below {GARBLED:g}", (Bound(RELATIVE, high=GARBLED),)
 CLAIMS: tuple[tuple[str, str, str, tuple[Bound, ...]], ...] = (  # variant, published statement, criterion
     (CHAT, "cross-regime AUROC of every signal is 0.51 to 0.55, near chance",
      f"intervals of softmax, router and head signals from {1 - CHANCE:g} to {CHANCE:g}",
@@ -244,10 +249,10 @@ CLAIMS: tuple[tuple[str, str, str, tuple[Bound, ...]], ...] = (  # variant, publ
      (Bound("signals.max_softmax_mean.regimes.gibberish", low=0.93 - AUROC_MARGIN),)),
     (CHAT, "the router's signals win no regime against the baselines", "no win by the rule",
      (Bound(WINS, high=0, label="most wins"),)),
-    (CHAT, "the chat is coherent", f"accuracy of at least {MIN_KNOWN:g} on in-domain questions that do not "
-     f"contain their answer, at most {MAX_LOOPS:g} loops", COHERENT_CHAT),
+    (CHAT, "the chat is coherent", f"closed-book accuracy of at least {MIN_ACCURACY:g}, at most "
+     f"{MAX_LOOPS:g} loops", COHERENT_CHAT),
     ("v5", "the chat is destroyed", *GARBLED_CHAT),
-    ("v6", "the chat survives", f"known, relative to v4: at least {COHERENT:g}",
+    ("v6", "the chat survives", f"closed-book accuracy, relative to v4: at least {COHERENT:g}",
      (Bound(RELATIVE, low=COHERENT),)),
     ("v6", "router_conf detects gibberish (mean 0.37; in domain 0.62), but neither misleading questions "
      "(0.61) nor unknown topics (0.60)",

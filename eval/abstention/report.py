@@ -18,13 +18,15 @@ from ..conclusions import format_p
 from ..document import Document
 from ..stages import read_result
 from ..stats import Interval
-from ..tables import as_json
+from ..tables import json_with_nulls
 from ..tables import write as write_tables
 from .decision import IN_DOMAIN
 from .published_claims import (
+    ACCURACY,
     COHERENT,
     GARBLED,
-    MIN_KNOWN,
+    MIN_ACCURACY,
+    RELATIVE,
     Statement,
     answer_v9,
     chat_quality,
@@ -55,7 +57,8 @@ def write(study: AbstentionStudy, out: Path, name: str, provenance: Mapping[str,
         name: the study's name, for the title.
         provenance: command, seeds, commit and machine, for the last section.
     """
-    results = json.loads(as_json(collect(study) | {"name": name}))  # as a reader of results.json gets it
+    # As a reader of results.json gets it.
+    results = json.loads(json_with_nulls(collect(study) | {"name": name}))
     report = Document(f"{name}: can a network learn to say that it does not know?")
     _overview(report, results)
     _statements(report, results)
@@ -79,10 +82,10 @@ def rows(results: Tree) -> Rows:
             "AUROC, unanswerable": head and Interval.from_tree(head["unanswerable"]),
             "abstains on gibberish": abstention and Interval.from_tree(abstention["calibrated"]["gibberish"]),
             "false positives": abstention and Interval.from_tree(abstention["calibrated"][IN_DOMAIN]),
-            "known": variant["known"] and Interval.from_tree(variant["known"]),
-            "known, relative to v4": (variant["known_relative_to_v4"]
-                                      and Interval.from_tree(variant["known_relative_to_v4"])),
-            "chat": "the start" if name == CHAT else
+            "closed-book accuracy": variant[ACCURACY] and Interval.from_tree(variant[ACCURACY]),
+            "closed-book accuracy, relative to v4": (variant[RELATIVE]
+                                                     and Interval.from_tree(variant[RELATIVE])),
+            "chat": "reference" if name == CHAT else
                     "identical to v4" if variant["same_answers"] and all(variant["same_answers"]) else
                     chat_quality(results, name),
             "router drift, nats": variant["drift"] and float(np.mean(variant["drift"])),
@@ -189,8 +192,8 @@ def _overview(report: Document, results: Tree) -> None:
     if texts := answer_v9(results):
         report.heading("v9: the abstain head alone")
         report.points(texts)
-    shown = ("variant", "AUROC", "AUROC, unanswerable", "abstains on gibberish", "false positives", "known",
-             "chat")
+    shown = ("variant", "AUROC", "AUROC, unanswerable", "abstains on gibberish", "false positives",
+             "closed-book accuracy", "chat")
     report.table([{name: row[name] for name in shown} for row in rows(results)])
     report.table([{name: cell for name, cell in row.items() if name == "variant" or name not in shown}
                   for row in rows(results)], "What each variant is, and what was published about it")
@@ -200,10 +203,10 @@ def _overview(report: Document, results: Tree) -> None:
         "which measures what abstention is for.",
         "Abstains on gibberish, false positives (in_domain): abstention rates at thresholds that are "
         "calibrated on other prompts.",
-        "Known: accuracy on in-domain questions that do not contain their answer.",
-        f"Chat: coherent if the interval of known, relative to v4, is at least {COHERENT:g}; garbled if it "
-        f"is below {GARBLED:g}; inconclusive if the interval is too wide, or if v4 itself knows less than "
-        f"{MIN_KNOWN:g}.",
+        "Closed-book accuracy: on in-domain questions that do not contain their answer.",
+        "Chat: coherent if the interval of closed-book accuracy, relative to v4, is at least "
+        f"{COHERENT:g}; garbled if it is below {GARBLED:g}; inconclusive if the interval is too wide, or if "
+        f"v4's own closed-book accuracy is below {MIN_ACCURACY:g}.",
         "Router drift: KL divergence of the variant's routing from v4's, KL(v4 ‖ variant), in nats."])
     if results["village_files"]:
         report.paragraph("**Data about the built-in village, which your networks and prompts may not "
@@ -211,15 +214,16 @@ def _overview(report: Document, results: Tree) -> None:
                          "data say little about other networks and prompts; set `pairs.files`.")
     heads = {name: variant for name, variant in results["variants"].items() if HEAD in variant["signals"]}
     if heads:
-        points = {name: (variant["known_by_seed"], variant["signals"][HEAD]["by_seed"])
-                  for name, variant in heads.items() if variant["known_by_seed"]}
-        start = results["variants"].get(CHAT, {}).get("known_by_seed")
+        points = {name: (variant["closed_book_accuracy_by_seed"], variant["signals"][HEAD]["by_seed"])
+                  for name, variant in heads.items() if variant["closed_book_accuracy_by_seed"]}
+        start = results["variants"].get(CHAT, {}).get("closed_book_accuracy_by_seed")
         if points:
             report.figure("signal-and-chat", figures.tradeoff(
-                points, "known (accuracy in domain)", "AUROC of the abstain head, cross-regime",
+                points, "closed-book accuracy", "AUROC of the abstain head, cross-regime",
                 mark=float(np.mean(start)) if start else None),
-                "AUROC of the abstain head against the accuracy of the chat. Each mark is one seed; the "
-                "dotted line is v4.")
+                "AUROC of the abstain head against the accuracy of the chat. Each mark is one seed; "
+                + ("the vertical dotted line is v4's mean accuracy, the horizontal one chance (0.5)." if start
+                   else "the dotted line is chance (0.5)."))
         report.figure("heads", figures.ladder({name: head_auroc(results, name) for name in heads}),
                       "Cross-regime AUROC of the abstain heads, with 95 % intervals.")
     if results["head_comparisons"]:
@@ -293,7 +297,7 @@ def _answers(report: Document, results: Tree) -> None:
     report.table(detector_rows(results, "refused"))
     report.paragraph("Fraction of answers that are affirmations, by regime:")
     report.table(detector_rows(results, "affirmed"))
-    shown = [name for name in results["variants"] if not VARIANTS[name].generates_as_before]
+    shown = [name for name in results["variants"] if not VARIANTS[name].preserves_generation]
     examples = {name: results["variants"][name]["examples"] for name in shown}
     table = [{"regime": example["regime"], "prompt": example["prompt"],
               **{name: examples[name][i]["answer"] for name in shown}}
@@ -312,7 +316,7 @@ def summary(results: Tree) -> Sequence[Sequence[str]]:
     """The table that the command prints at the end."""
     def point(value: Any, digits: int = 3) -> str:
         return "–" if value is None else f"{value.point if isinstance(value, Interval) else value:.{digits}f}"
-    return [["variant", "AUROC", "unanswerable", "gibberish", "false pos.", "known", "chat"], *(
-        [row["variant"], point(row["AUROC"]), point(row["AUROC, unanswerable"]),
-         point(row["abstains on gibberish"], 2), point(row["false positives"], 2), point(row["known"], 2),
-         row["chat"]] for row in rows(results))]
+    return [["variant", "AUROC", "unanswerable", "gibberish", "false pos.", "closed-book accuracy", "chat"],
+            *([row["variant"], point(row["AUROC"]), point(row["AUROC, unanswerable"]),
+               point(row["abstains on gibberish"], 2), point(row["false positives"], 2),
+               point(row["closed-book accuracy"], 2), row["chat"]] for row in rows(results))]

@@ -181,7 +181,8 @@ class AbstentionStudy(Study[AbstentionConfig]):
             "measured", name=name, network=network_fingerprint(path), start=network_fingerprint(start),
             prompts=self._prompts_hash,
             data=fingerprint([self._file("calibration"), self._file("held_out")]),
-            answers=config_lib.to_dict(config.answers), held_out=measure.HELD_OUT, numerics=self._numerics,
+            answers=config_lib.to_dict(config.answers), max_loss_pairs=measure.MAX_LOSS_PAIRS,
+            numerics=self._numerics,
             fitted=self.fitted(seed).name if variant.kind == "fitted" else None)
         work = self._measure_fitted if variant.kind == "fitted" else self._measure
         return self.stages.make(f"{name}-{seed}", manifest, lambda directory: work(directory, name, seed))

@@ -48,7 +48,7 @@ class Variant(NamedTuple):
         return "router" in self.trains or self.router_entropy_weight > 0 or self.router_kl_weight > 0
 
     @property
-    def generates_as_before(self) -> bool:
+    def preserves_generation(self) -> bool:
         """Whether it leaves every parameter that affects generation unchanged."""
         return self.kind != "trained" or self.trains == ("abstain",)
 

@@ -14,7 +14,6 @@ import argparse
 import math
 import os
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.cli.tables import table
 from tilelli_jax.errors import InputError
-from tilelli_jax.io.files import write_together
+from tilelli_jax.io.files import check_output, write_together
 
 from ..abstention import prompts
 from ..inputs.study import provenance_rows
-from ..tables import as_json
+from ..tables import json_with_nulls
 from . import measurements
 from .check import CROSS_REGIME, Line, check, failing
 from .config import ClaimsConfig
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     claims = config_lib.load(ClaimsConfig, options.expect)
     for option, path in (("--out", options.out), ("--write-expected", options.write_expected)):
-        _check_writable(option, path)
+        check_output(option, path)
     selection = measurements.select(options.prompts or prompts.BUILT_IN, claims)
     measurements.check(options.model, selection, claims.answers)
     measured = measurements.measure(options.model, selection, claims)
@@ -56,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     lines = check(measured, claims, options.tolerance)
     if options.out:
         rows = provenance_rows(shlex.join(["tilelli", "claims", *argv]), str(options.expect), ())
-        contents[options.out] = as_json(_tree(options, claims, lines, measured) | {"how_to_reproduce": rows})
+        contents[options.out] = json_with_nulls(
+            _tree(options, claims, lines, measured) | {"how_to_reproduce": rows})
     try:
         write_together(contents)
     except OSError as error:
@@ -94,18 +94,6 @@ def _tree(options: argparse.Namespace, claims: ClaimsConfig, lines: Sequence[Lin
             "holds": not failing(lines), "claims": [line._asdict() for line in lines],
             "answers": {"held_out": rows(measured.held_out),
                         "false_inability": rows(measured.false_inability)}}
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    """Raises InputError before the measurements if the result could not be written after them."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise InputError(f"{option}: {path}: expected a file, found a directory")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise InputError(f"{option}: {path} cannot be written: {error.strerror}") from None
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

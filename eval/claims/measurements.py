@@ -18,12 +18,13 @@ from ..abstention import measure as measure_lib
 from ..abstention import prompts
 from ..abstention.config import AnswersConfig
 from ..abstention.decision import cross_regime
-from ..abstention.detectors import has_refusal_phrase, plain
+from ..abstention.detectors import has_refusal_phrase, normalised
 from ..abstention.evaluate import Measured, scores_of
 from ..stats import Interval
 from .config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
 
-HELD_OUT, FALSE_INABILITY = "ood_topic", "neo_false_inability"  # regimes whose prompts the network answers
+# Regimes whose prompts the network answers.
+HELD_OUT_REGIME, FALSE_INABILITY_REGIME = "ood_topic", "neo_false_inability"
 BATCH = 64  # prompts per batch when signals are measured; each batch shape is compiled separately
 
 
@@ -69,8 +70,9 @@ def select(path: str | Path, claims: ClaimsConfig) -> Selection:
                              f"{len(texts)}")
         return texts
     held_out, false_inability = claims.held_out, claims.false_inability
-    return Selection(every, first("held_out", HELD_OUT, held_out.file, held_out.prompts),
-                     first("false_inability", FALSE_INABILITY, false_inability.file, false_inability.prompts))
+    return Selection(every, first("held_out", HELD_OUT_REGIME, held_out.file, held_out.prompts),
+                     first("false_inability", FALSE_INABILITY_REGIME, false_inability.file,
+                           false_inability.prompts))
 
 
 def check(path: str | Path, selection: Selection, answers: AnswersConfig) -> None:
@@ -130,7 +132,7 @@ def as_claims(measurements: Measurements, claims: ClaimsConfig, source: str) -> 
 
 
 def _answer(prompt: str, answer: str, templates: tuple[str, ...]) -> Answer:
-    by_template = any(plain(answer).startswith(plain(template)) for template in templates)
+    by_template = any(normalised(answer).startswith(normalised(template)) for template in templates)
     return Answer(prompt, answer.strip(), has_refusal_phrase(answer), by_template)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tilelli_jax.cli.command import command
 from tilelli_jax.cli.tables import table
 
-from ..document import plain
+from ..document import without_markup
 from ..inputs.study import study_command
 from . import report
 from .config import ComparisonConfig
@@ -33,5 +33,5 @@ def write_report(study: ComparisonStudy, name: str, provenance: Mapping[str, Any
     results = report.write(study, name, provenance)
     tables = "\n".join(f"\n{text} (p after Holm's correction)\n{table(report.summary(results, text))}"
                        for text in results["texts"])
-    verdicts = "\n".join(plain(text) for text in report.verdicts(results))
+    verdicts = "\n".join(without_markup(text) for text in report.verdicts(results))
     return f"{tables}\n\n{verdicts}\n"

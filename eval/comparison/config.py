@@ -75,6 +75,12 @@ def file_name(text: str) -> str:
 
 
 def _check_names(key: str, names: Sequence[str], minimum: int) -> None:
-    """Raises InputError unless there are at least `minimum` names whose file names all differ."""
-    if len(names) < minimum or len({file_name(name) for name in names}) != len(names):
-        raise InputError(f"{key}: expected at least {minimum} with different names, found {list(names)}")
+    """Raises InputError unless there are at least `minimum` names, and their file names all differ."""
+    if len(names) < minimum:
+        raise InputError(f"{key}: expected at least {minimum}, found {list(names)}")
+    by_file: dict[str, str] = {}
+    for name in names:
+        if (file := file_name(name)) in by_file:
+            raise InputError(f"{key}: expected names with different file names, found '{by_file[file]}' and "
+                             f"'{name}' (both '{file}')")
+        by_file[file] = name

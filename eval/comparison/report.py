@@ -14,7 +14,7 @@ from ..conclusions import ALPHA, format_interval, format_p
 from ..document import Document
 from ..stages import read_result
 from ..stats import Interval
-from ..tables import as_json
+from ..tables import json_with_nulls
 from ..tables import write as write_tables
 from .compare import TESTS
 from .config import file_name
@@ -45,7 +45,8 @@ def write(study: ComparisonStudy, name: str, provenance: Mapping[str, Any]) -> d
         name: the comparison's name, for the title.
         provenance: command, seeds, commit and machine, for the last section.
     """
-    results = json.loads(as_json(collect(study) | {"name": name}))  # as a reader of results.json gets it
+    # As a reader of results.json gets it.
+    results = json.loads(json_with_nulls(collect(study) | {"name": name}))
     report = Document(f"{name}: which network reaches the lower loss at equal size and budget?")
     report.points([*conclusions.few_seeds_warning(len(results["config"]["seeds"]), len(results["sizes"]) - 1),
                    *verdicts(results)])
@@ -214,11 +215,11 @@ def _method(report: Document, results: Tree) -> None:
     seeds = results["config"]["seeds"]
     comparisons = next(iter(results["texts"].values()))["comparisons"]
     min_p, arrangements = comparisons[0]["min_p"], comparisons[0]["arrangements"]
-    never = few_groups_warning = ""
+    never = too_few_runs = ""
     if min_p["paired"] >= ALPHA:
         never = f", so never below {ALPHA:g}, however large the difference"
     if min_p["unpaired"] * len(comparisons) >= ALPHA:
-        few_groups_warning = " With so few runs no difference can be significant."
+        too_few_runs = " With so few runs no difference can be significant."
     report.heading("Statistical tests")
     report.points([
         f"{len(seeds)} runs of each model (seeds {', '.join(map(str, seeds))}). A seed sets the weights and "
@@ -234,7 +235,7 @@ def _method(report: Document, results: Tree) -> None:
         f"{min_p['paired']:.4f}{never}.",
         f"Holm's correction covers all comparisons of one text ({len(comparisons)}), separately for each "
         "test. A difference is significant if Welch's and the exact p (unpaired, over all runs) are both "
-        f"below {ALPHA:g} after correction.{few_groups_warning}",
+        f"below {ALPHA:g} after correction.{too_few_runs}",
         "bits per weight: log₂ of the number of values of a quantised weight. bits per parameter: mean over "
         "all parameters, unquantised ones at 32 bits. seconds: mean duration of a run; other work on the "
         "machine may have slowed it.",

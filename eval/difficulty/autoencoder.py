@@ -21,7 +21,7 @@ from tilelli_jax.training.run import RunDirectory
 from tilelli_jax.training.tasks.sae import reconstruction_quality
 
 from ..inputs.networks import train_network
-from ..tables import as_json, write_columns
+from ..tables import json_with_nulls, write_columns
 from .config import DifficultyConfig, SAEStageConfig
 from .extract import Extraction
 from .features import encoded
@@ -74,7 +74,7 @@ class SAEEvaluation:
         return faults
 
 
-def train_sae(path: Path, config: DifficultyConfig, subject: StudyData, network: Any, items: Sequence[int],
+def train_sae(path: Path, config: DifficultyConfig, data: StudyData, network: Any, items: Sequence[int],
               layer: int, source_model: str) -> None:
     """Writes the items' activations to `path/rows`, and trains an autoencoder on them in `path/run`.
 
@@ -83,14 +83,14 @@ def train_sae(path: Path, config: DifficultyConfig, subject: StudyData, network:
     """
     hook = config.extract.hook
     rows = _stored_rows(path / "rows", {"source_model": source_model, "hook": hook, "layer": layer},
-                        lambda: subject.activation_rows(network, items, layer))
+                        lambda: data.activation_rows(network, items, layer))
     width = open_activations(rows).d_model
     train_network(config.sae.train, path / "run", [
         *config.sae.set, f"activations.source={rows}", f"model.d_model={width}", f"model.layer={layer}",
         f"model.source_model={source_model}", f"model.hook={hook}"])
 
 
-def evaluate(path: Path, model: Path, config: DifficultyConfig, subject: StudyData, network: Any,
+def evaluate(path: Path, model: Path, config: DifficultyConfig, data: StudyData, network: Any,
              extraction: Extraction, items: Sequence[int], layer: int) -> None:
     """Evaluates the autoencoder in the directory `model` on items; writes evaluation.json and active.parquet.
 
@@ -104,16 +104,16 @@ def evaluate(path: Path, model: Path, config: DifficultyConfig, subject: StudyDa
     metadata = {"hook": hook, "layer": layer}
     chosen = set(items)
     held_out = open_activations(_stored_rows(path / "held-out", metadata,
-                                             lambda: subject.activation_rows(network, items, layer)))
+                                             lambda: data.activation_rows(network, items, layer)))
     probed = open_activations(_stored_rows(path / "probed", metadata, lambda: (
         values for i, values in zip(extraction.items.tolist(), extraction.activations(layer), strict=True)
         if i in chosen)))
     sae = _load(model, hook, layer, held_out.d_model)
     quality = reconstruction_quality(sae, held_out)
-    losses = subject.patched_losses(network, sae, items, [EVERYTHING], layer, "all").mean(axis=0)
+    losses = data.patched_losses(network, sae, items, [EVERYTHING], layer, "all").mean(axis=0)
     write_columns(path / ACTIVE, {"all": _active_counts(sae, held_out.blocks()), "boundary": _active_counts(
-        sae, subject.activation_rows(network, items, layer, "boundary"))})
-    write_atomically(path / EVALUATION, as_json({
+        sae, data.activation_rows(network, items, layer, "boundary"))})
+    write_atomically(path / EVALUATION, json_with_nulls({
         "source_model": sae.config.source_model, "steps": _steps(model),
         "explained": quality["explained_variance"],
         "dead": quality["dead_fraction"], "l0": quality["l0"], "rows": quality["rows"],
@@ -132,8 +132,8 @@ def _active_counts(sae: TopKSAE, rows: Iterable[np.ndarray]) -> np.ndarray:
 def _random_sae(sae: TopKSAE, rows: Activations) -> TopKSAE:
     """Returns an autoencoder of the same shape with random weights and the mean of the rows as its bias."""
     random_sae = store.build(dataclasses.replace(sae.config, activation="topk", max_active=0), 0)
-    means = [block.mean(axis=0, dtype=np.float64) for block in rows.blocks()]
-    random_sae.bias[...] = jnp.asarray(np.mean(means, axis=0), jnp.float32)
+    total = sum(block.sum(axis=0, dtype=np.float64) for block in rows.blocks())
+    random_sae.bias[...] = jnp.asarray(total / len(rows), jnp.float32)
     return random_sae
 
 

@@ -2,9 +2,8 @@
 
 The effect of a latent is the change of the network's loss (the NLL of the right answer in nats, or the CRPS
 of a forecast) when the reconstruction omits that latent alone: Δ = loss(ablated) − loss(reconstructed). The
-null hypothesis of its p is a mean change of 0 over the items; p is corrected (Holm) for the number of
-latents. Random latents of similar activation frequency serve as controls: an effect that the controls share
-is not specific to the chosen latents.
+null hypothesis of its p is a mean change of 0 over the items. Random latents of similar activation frequency
+serve as controls: an effect that the controls share is not specific to the chosen latents.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..checks import Floats
 from ..probes import Block, ProbeOptions, make_probe
-from ..stats import Interval, bootstrap_mean, bootstrap_p, holm
+from ..stats import Interval, bootstrap_mean, bootstrap_p
 
 
 def rank_latents(codes: Block, labels: ArrayLike, number: int, *, c_value: float = 0.1,
@@ -31,8 +30,8 @@ def rank_latents(codes: Block, labels: ArrayLike, number: int, *, c_value: float
         c_value: C of the probe.
 
     Returns:
-        Latents with nonzero weight only, so possibly fewer than `number` (W12: fm-difficulty-probe then
-        filled the list with latents of weight 0).
+        Latents with nonzero weight only, so possibly fewer than `number` (fm-difficulty-probe then fills
+        the list with latents of weight 0).
     """
     sparse = scipy.sparse.issparse(codes)
     probe = make_probe(c_value, sparse, options or ProbeOptions()).fit(codes, np.asarray(labels))
@@ -78,25 +77,19 @@ class Effect:
 
     Attributes:
         change: mean change of the loss over the items.
-        p, p_holm: p-value of the mean change, uncorrected and Holm-corrected.
+        p: p-value of the mean change, before Holm's correction (`measures.effects`).
         items_changed: number of items whose loss changed at all; 0 for a latent that is never active at the
             patched positions.
     """
 
     change: Interval
     p: float
-    p_holm: float
     items_changed: int
 
     @property
     def never_active(self) -> bool:
         """Whether the ablation changed no item's loss: the latent is not active at the patched positions."""
         return self.items_changed == 0
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the corrected p is below 0.05."""
-        return self.p_holm < 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +138,9 @@ def effects(table: NDArray[np.floating], chosen: Sequence[int],
         raise ValueError(f"table: item {int(np.argwhere(~np.isfinite(table))[0, 0])} has no finite loss")
 
     def effects_of(latents: Sequence[int], changes: Floats) -> dict[int, Effect]:
-        p = [bootstrap_p(change, seed=seed, groups=groups) for change in changes.T]
-        return {latent: Effect(bootstrap_mean(change, replicates=replicates, seed=seed, groups=groups), raw_p,
-                               float(corrected), int((change != 0).sum()))
-                for latent, change, raw_p, corrected in zip(latents, changes.T, p, holm(p), strict=True)}
+        return {latent: Effect(bootstrap_mean(change, replicates=replicates, seed=seed, groups=groups),
+                               bootstrap_p(change, seed=seed, groups=groups), int((change != 0).sum()))
+                for latent, change in zip(latents, changes.T, strict=True)}
     changes = table[:, 2:] - table[:, 1:2]
     return Effects(float(table[:, 0].mean()), float(table[:, 1].mean()),
                    bootstrap_mean(table[:, 1] - table[:, 0], replicates=replicates, seed=seed, groups=groups),

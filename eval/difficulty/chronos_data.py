@@ -1,4 +1,4 @@
-"""The subject of a study of Chronos: windows of a time series."""
+"""The data of a study of Chronos: windows of a time series."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.loading.language import open_network
 from tilelli_jax.models.chronos import Chronos
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
-from tilelli_jax.nn.hooks import check_hook
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.time_series import encoder_activations, patched_crps, sample_forecasts
 
@@ -24,7 +23,7 @@ from ..folds import Folds, forward, number_of_folds, usable
 from ..inputs.networks import NetworkConfig
 from . import cheap, series
 from .config import DifficultyConfig, SeriesConfig
-from .study_data import FeatureBlock, Measurements, Numbers, Positions
+from .study_data import FeatureBlock, Measurements, Numbers, Positions, check_layers, stored
 
 MIN_ROWS_PER_FOLD = 3  # train windows
 
@@ -79,23 +78,19 @@ class ChronosData:
     def measure(self, network: Chronos, items: Sequence[int], layers: Sequence[int]) -> Measurements:
         options, data, chosen = self.config.extract, self.data, np.asarray(items)
         contexts, futures = self.windows.contexts[chosen], self.windows.futures[chosen]
-        amount, mase = np.zeros(len(chosen)), np.zeros(len(chosen))
+        loss, mase = np.zeros(len(chosen)), np.zeros(len(chosen))
         for rows, samples in sample_forecasts(network, contexts, data.horizon, samples=data.samples,
                                        seed=self.config.seed, stream_ids=items, batch_size=options.batch_size,
                                        mesh=self.mesh):
-            amount[rows], mase[rows] = series.scores(samples, contexts[rows], futures[rows], data.season)
+            loss[rows], mase[rows] = series.scores(samples, contexts[rows], futures[rows], data.season)
         activations: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
         if layers:
-            try:
-                for layer in layers:
-                    check_hook(network.network, options.hook, layer, network.network.encoder_hooks)
-            except ValueError as error:
-                raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
+            check_layers(network.network, options.hook, layers, network.network.encoder_hooks)
             for i, values in encoder_activations(network, contexts, hook=options.hook, layers=layers,
                                                  batch_size=options.batch_size, mesh=self.mesh):
                 for layer, array in zip(layers, values, strict=True):
-                    activations[layer].append(self._stored(array, items[i], layer))
-        return Measurements({"amount": amount, "mase": mase}, activations)
+                    activations[layer].append(stored(array, options.dtype, items[i], layer))
+        return Measurements({"loss": loss, "mase": mase}, activations)
 
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         return self.planned_split
@@ -119,7 +114,7 @@ class ChronosData:
         for i, values in encoder_activations(network, self.windows.contexts[order], hook=options.hook,
                                              layers=[layer], batch_size=options.batch_size, mesh=self.mesh):
             chosen = values[0] if positions == "all" else values[0, -1:]
-            yield self._stored(chosen, int(order[i]), layer)
+            yield stored(chosen, options.dtype, int(order[i]), layer)
 
     def patched_losses(self, network: Chronos, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
                        layer: int, positions: Positions) -> Floats:
@@ -132,11 +127,3 @@ class ChronosData:
                             seed=self.config.seed, stream_ids=items,
                             batch_size=self.config.extract.batch_size,
                             mesh=self.mesh)
-
-    def _stored(self, values: np.ndarray, item: int, layer: int) -> np.ndarray:
-        with np.errstate(over="ignore"):  # the check below reports overflow
-            stored = values.astype(self.config.extract.dtype)
-        if not np.isfinite(stored).all():
-            raise InputError(f"item {item}, layer {layer}: activations are not finite as "
-                             f"{stored.dtype}; extract.dtype=float32 has a larger range")
-        return stored

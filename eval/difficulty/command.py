@@ -12,7 +12,7 @@ from typing import Any
 from tilelli_jax.cli.command import command
 from tilelli_jax.cli.tables import table
 
-from ..document import plain
+from ..document import without_markup
 from ..inputs.study import study_command
 from . import report
 from .config import DifficultyConfig
@@ -33,6 +33,6 @@ def write_report(study: DifficultyStudy, name: str, provenance: Mapping[str, Any
     rows = report.write(study, name, provenance)
     lines = [f"\n{table(report.summary(rows, study.config), right=(0,))}\n"]
     for layer, results in report.collect(study)["layers"].items():
-        lines += [f"layer {layer}: {plain(text)}"
+        lines += [f"layer {layer}: {without_markup(text)}"
                   for text in report.conclusions_of(results)]
     return "\n".join(lines) + "\n"

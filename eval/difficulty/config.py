@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from tilelli_jax.config import Section, setting
@@ -155,6 +156,10 @@ class SAEStageConfig(Section):
     def network(self) -> NetworkConfig:
         """The autoencoder as the section of a network."""
         return NetworkConfig(path=self.path, train=self.train, set=self.set)
+
+    def model_path(self, layer: int) -> Path:
+        """Returns the model directory of the existing autoencoder of a layer."""
+        return Path(self.path.replace("{layer}", str(layer)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .study_data import Measurements, Numbers, StudyData
 METADATA = "metadata.parquet"
 
 
-def extract(path: Path, subject: StudyData, network: Any, items: Sequence[int], layers: Sequence[int],
+def extract(path: Path, data: StudyData, network: Any, items: Sequence[int], layers: Sequence[int],
             shard_items: int) -> None:
     """Fills a directory with shards (see `shards.fill`) and writes metadata.parquet.
 
@@ -28,12 +28,12 @@ def extract(path: Path, subject: StudyData, network: Any, items: Sequence[int], 
         InputError: existing shards contain other items.
     """
     fill(path, items, shard_items,
-         lambda shard: _arrays(subject.measure(network, shard, layers), len(shard)))
+         lambda shard: _arrays(data.measure(network, shard, layers), len(shard)))
     extraction = Extraction(path)
     parts = extraction.shards.parts
     shard_numbers = np.repeat(np.arange(len(parts)), [part["item"].shape[0] for part in parts])
     metadata = {name: [values[i] for i in extraction.items.tolist()]
-                for name, values in subject.metadata.items()}
+                for name, values in data.metadata.items()}
     write_columns(path / METADATA, {"item": extraction.items, **metadata, **extraction.numbers,
                                     "positions": extraction.positions, "shard": shard_numbers})
 

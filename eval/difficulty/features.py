@@ -1,8 +1,8 @@
 """Features of an item from its activations: pooled raw values, and pooled codes of an autoencoder.
 
-An item with one position keeps the values of that position. For items with several positions, the mean, the
-maximum and the last position are concatenated. Every position is encoded before pooling, a few items at a
-time, so that the codes of all positions never need to be in memory together.
+If every item has one position, its values are kept; otherwise mean, maximum and last position of each item
+are concatenated. Every position is encoded before pooling, a few items at a time, so that the codes of all
+positions never need to be in memory together.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Features(NamedTuple):
     """Features of all items.
 
     Attributes:
-        raw: f32 `[items, d]`, pooled activations.
-        codes: CSR `[items, n]`, pooled codes; None without autoencoder.
+        raw: f32 `[items, d or 3 d]`, pooled activations.
+        codes: CSR `[items, n or 3 n]`, pooled codes; None without autoencoder.
         max_codes: CSR `[items, n_latents]`, the maximum of each latent over the positions.
     """
 

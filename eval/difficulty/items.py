@@ -57,27 +57,27 @@ class Items:
         return np.flatnonzero(self.split == "test")
 
 
-def check_plan(subject: StudyData, config: DifficultyConfig) -> list[str]:
+def check_plan(data: StudyData, config: DifficultyConfig) -> list[str]:
     """Checks the split before any network runs. Returns warnings about results that cannot be significant.
 
     Raises:
         InputError: a split has too few items to contain the hard and easy ones that it needs.
     """
-    items = {part: int((subject.planned_split == part).sum()) for part in NEEDED}
+    items = {part: int((data.planned_split == part).sum()) for part in NEEDED}
     for part, n in items.items():
         if n < 2 * NEEDED[part]:
             raise InputError(f"split: expected at least {2 * NEEDED[part]} items in {part}, found {n} of "
-                             f"{len(subject)} items")
+                             f"{len(data)} items")
     if config.data.family != "hellaswag" and config.labels.quantile_over == "train":
         easy = math.ceil(config.labels.quantile * (items["train"] - 1))  # below the quantile, without ties
         if min(hard := items["train"] - easy, easy) < NEEDED["train"]:
             raise InputError(f"labels.quantile: expected at least {NEEDED['train']} hard and "
                              f"{NEEDED['train']} easy items in train, found {hard} and {easy} at "
                              f"{config.labels.quantile:g} of {items['train']} items")
-    return few_groups_warning(len(np.unique(subject.groups[subject.planned_split == "test"])))
+    return few_groups_warning(len(np.unique(data.groups[data.planned_split == "test"])))
 
 
-def make_items(path: Path, subject: StudyData, extraction: Extraction, config: DifficultyConfig) -> None:
+def make_items(path: Path, data: StudyData, extraction: Extraction, config: DifficultyConfig) -> None:
     """Writes items.parquet.
 
     Raises:
@@ -85,23 +85,23 @@ def make_items(path: Path, subject: StudyData, extraction: Extraction, config: D
             finite.
     """
     numbers = extraction.numbers
-    amount = numbers["amount"].astype(float)
-    if not np.isfinite(amount).all():
-        raise InputError(f"item {int(np.flatnonzero(~np.isfinite(amount))[0])}: its {subject.unit} are not "
-                         "finite")
-    split = subject.split(numbers)
+    loss = numbers["loss"].astype(float)
+    if not np.isfinite(loss).all():
+        name = "NLL" if data.unit == "nats" else data.unit
+        raise InputError(f"item {int(np.flatnonzero(~np.isfinite(loss))[0])}: its {name} is not finite")
+    split = data.split(numbers)
     if "wrong" in numbers:
         hard, error = numbers["wrong"].astype(np.int64), numbers["wrong"].astype(float)
     else:
         reference = (split == "train") | (config.labels.quantile_over == "all")
-        hard, error = np.zeros(len(split), np.int64), amount
+        hard, error = np.zeros(len(split), np.int64), loss
         if reference.any():  # otherwise check_split raises
-            hard = labels.hard_by_quantile(amount, reference, config.labels.quantile)
-    check_split(split, hard, subject)
-    columns = {"item": extraction.items, "split": split, "group": subject.groups, "hard": hard,
-               "error": error, "amount": amount,
-               "domain": list(subject.metadata.get("domain", [""] * len(split)))}
-    for name, block in subject.blocks(numbers, split).items():
+            hard = labels.hard_by_quantile(loss, reference, config.labels.quantile)
+    check_split(split, hard, data)
+    columns = {"item": extraction.items, "split": split, "group": data.groups, "hard": hard,
+               "error": error, "loss": loss,
+               "domain": list(data.metadata.get("domain", [""] * len(split)))}
+    for name, block in data.blocks(numbers, split).items():
         bad = ~np.isfinite(block.values) & (split != "purge")[:, None]
         if bad.any():
             row, column = np.argwhere(bad)[0]
@@ -110,7 +110,7 @@ def make_items(path: Path, subject: StudyData, extraction: Extraction, config: D
     write_columns(path / TABLE, columns)
 
 
-def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: StudyData) -> None:
+def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], data: StudyData) -> None:
     """Raises InputError if a split has too few hard or easy items, or train and test share a prompt."""
     counts = {(part, kind): int((hard[split == part] == label).sum())
               for part in NEEDED for kind, label in (("hard", 1), ("easy", 0))}
@@ -121,7 +121,7 @@ def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Study
                              for part in NEEDED)
         raise InputError(f"split: expected at least {expected}, found {found} ({(split == 'purge').sum()} "
                          f"items are excluded): missing are {', '.join(missing)}")
-    prompts = subject.metadata.get("prompt")
+    prompts = data.metadata.get("prompt")
     if prompts is not None:
         texts = np.asarray(prompts, dtype=object)
         train = np.flatnonzero(split == "train")

@@ -16,7 +16,7 @@ def split_in_order(items: int, train: float = 0.7) -> NDArray[np.str_]:
     return np.where(np.arange(items) < int(train * items), "train", "test")
 
 
-def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
+def purged(split: NDArray[np.str_], prompts: Sequence[str], prompt_nll: ArrayLike, *,
            memorized_nll: float = MEMORIZED_NLL, max_similarity: float = 0.7) -> NDArray[np.str_]:
     """Returns the split with "purge" for memorized prompts and for test prompts too similar to a train
     prompt.
@@ -25,13 +25,13 @@ def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
     its words.
 
     Args:
-        nats: `[items]`, mean NLL per token of each prompt.
+        prompt_nll: `[items]`, mean NLL per token of each prompt.
         memorized_nll: prompts with at most this mean NLL count as memorized.
         max_similarity: threshold on the cosine of TF-IDF vectors, over words and word pairs that occur in at
             least two train prompts.
     """
     # NaN (a prompt of one token, which has no NLL) fails the comparison: such a prompt is purged.
-    result = np.where(np.asarray(nats) > memorized_nll, split, "purge")
+    result = np.where(np.asarray(prompt_nll) > memorized_nll, split, "purge")
     train, test = np.flatnonzero(result == "train"), np.flatnonzero(result == "test")
     if not len(train) or not len(test):
         return result

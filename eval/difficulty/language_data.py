@@ -1,4 +1,4 @@
-"""The subject of a study of language models: SQuAD, HellaSwag, or pieces of any text."""
+"""The data of a study of language models: SQuAD, HellaSwag, or pieces of any text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.io.files import read_text
 from tilelli_jax.loading.language import Language, open_language
-from tilelli_jax.nn.hooks import check_hook
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.activations import activation_rows
 from tilelli_jax.signals.patching import PatchedText, patched_nll
@@ -30,7 +29,7 @@ from ..inputs.rows import hugging_face, read_rows
 from . import cheap, labels, texts
 from .config import DifficultyConfig, HellaSwagConfig, SquadConfig, TextConfig
 from .scoring import NLLScorer
-from .study_data import FeatureBlock, Measurements, Numbers, Positions
+from .study_data import FeatureBlock, Measurements, Numbers, Positions, check_layers
 from .texts import TextItem
 
 PARTS = 20  # folds of whole groups; the test split consists of some of these folds
@@ -81,7 +80,7 @@ class LanguageData:
         answers = scorer.score(questions, items)
         right = np.array([question.right for question in questions])
         rows = np.arange(len(questions))
-        numbers = {"amount": answers.ending_nll[rows, right], "prompt_nll": answers.prompt_nll,
+        numbers = {"loss": answers.ending_nll[rows, right], "prompt_nll": answers.prompt_nll,
                    "prompt_tokens": answers.prompt_tokens,
                    "answer_tokens": answers.ending_tokens[rows, right]}
         if answers.ending_nll.shape[1] > 1:  # ties: argmin picks the first
@@ -138,11 +137,7 @@ class LanguageData:
         cached = self._cached_scorer
         if cached is None or cached[0] is not network or cached[1] != layers:
             options = self.config.extract
-            try:
-                for layer in layers:
-                    check_hook(network.model, options.hook, layer)
-            except ValueError as error:
-                raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
+            check_layers(network.model, options.hook, layers)
             cached = self._cached_scorer = network, layers, NLLScorer(
                 network.model, network.encode, max_tokens=self.data.max_tokens, hook=options.hook,
                 layers=layers, positions=options.positions, skip=options.skip, batch_size=options.batch_size,

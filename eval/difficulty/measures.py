@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import calibration, cascade, probes, selective
 from ..checks import Floats
+from ..conclusions import ALPHA
 from ..folds import Folds
 from ..metrics import auprc, auroc
 from ..probes import ProbeOptions
@@ -153,7 +154,7 @@ def effects(losses: Mapping[str, Floats], chosen: list[int], matched: Mapping[st
 
     def latent_results(effects: causal.Effects, latent: int) -> Tree:
         p, controls = next(corrected), effects.matched[latent]
-        significant, as_large = p < 0.05, effects.controls_as_large(latent)
+        significant, as_large = p < ALPHA, effects.controls_as_large(latent)
         return effect_results(effects.chosen[latent]) | {
             "p_holm": p, "significant": significant, "controls": len(controls), "controls_as_large": as_large,
             "exceeds_controls": significant and len(controls) > 0 and as_large == 0}

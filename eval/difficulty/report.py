@@ -17,7 +17,7 @@ from ..conclusions import FEW
 from ..document import Document
 from ..stages import RESULTS, read_result
 from ..stats import Interval
-from ..tables import as_json, read_columns
+from ..tables import json_with_nulls, read_columns
 from ..tables import write as write_tables
 from .config import DifficultyConfig, SeriesConfig
 from .ladder import CONTROLS, LADDER
@@ -30,7 +30,7 @@ LEGEND = ("P1 to P5 are the rungs of fm-difficulty-probe. C1 to C5 are controls,
 
 def collect(study: DifficultyStudy) -> dict[str, Any]:
     """Returns the results of all stages, and runs those that are missing: the contents of results.json."""
-    study_results: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.subject.unit,
+    study_results: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.data.unit,
                                      "layers": {}}
     for number, layer in study.layers.items():
         evaluation = layer.evaluation
@@ -54,7 +54,7 @@ def write(study: DifficultyStudy, name: str, provenance: Mapping[str, Any]) -> l
     Args:
         provenance: the command, versions and machine, for the last section.
     """
-    study_results = json.loads(as_json(collect(study)))  # the same types as when read from disk
+    study_results = json.loads(json_with_nulls(collect(study)))  # the same types as when read from disk
     study_results["name"] = name
     rows = [*synthesis_rows(study_results), *other_studies(study.config)]
     report = Document(f"{name}: what predicts difficulty?")
@@ -70,7 +70,7 @@ def write(study: DifficultyStudy, name: str, provenance: Mapping[str, Any]) -> l
                      "number of chosen latents whose ablation changes the loss significantly (corrected p < "
                      "0.05) and more than the ablation of any of their controls. Fraction of oracle gain: in "
                      "selective answering, for the P rung preferred by cross-validation. Cascade − random: "
-                     "the error when that rung routes 25% of the items to the larger model, minus the error "
+                     "the error when that rung routes 25 % of the items to the larger model, minus the error "
                      "of random routing at equal cost.")
     report.table(rows if len(rows) > 1 else vertical(rows[0]))
     report.finish(study.out, study_results, provenance)
@@ -112,7 +112,7 @@ def synthesis_rows(study_results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def other_studies(config: DifficultyConfig) -> list[dict[str, Any]]:
-    """Returns the summary rows of the studies under the key `also`.
+    """Returns the summary rows of the studies under the key `other_studies`.
 
     Raises:
         InputError: a study has no results, or they are not those of a difficulty study.
@@ -151,14 +151,14 @@ def _opening(report: Document, study: DifficultyStudy, study_results: Mapping[st
     first = next(iter(study_results["layers"].values()))["probe"]
     error = "NLL in nats" if unit == "nats" else unit
     hard = ("if the network prefers a wrong ending" if config.data.family == "hellaswag" else
-            f"if its {error} is at least the {config.labels.quantile:.0%} quantile of "
+            f"if its {error} is at least the {100 * config.labels.quantile:g} % quantile of "
             + ("the train items" if config.labels.quantile_over == "train" else "all items, including the "
                "test items"))
     report.paragraph(
-        f"The study uses {len(study.subject)} items of `{config.data.family}` ({config.data.source}): "
+        f"The study uses {len(study.data)} items of `{config.data.family}` ({config.data.source}): "
         f"{first['train']} train items, {first['test']} test items in {first['groups']} groups, and "
         f"{first['purged']} excluded items. An item counts as hard {hard}: {first['hard_train']:.1%} of the "
-        f"train items and {first['hard']:.1%} of the test items. Intervals are 95% bootstrap intervals that "
+        f"train items and {first['hard']:.1%} of the test items. Intervals are 95 % bootstrap intervals that "
         f"resample whole groups; {first['folds']}-fold cross-validation chose C, the inverse penalty of the "
         "probes.")
     for layer, results in study_results["layers"].items():
@@ -194,7 +194,7 @@ def conclusions_of(results: Mapping[str, Any]) -> list[str]:
         if name is None or change is None or p is None:
             continue
         direction = "a significant gain" if change.point > 0 else "a significant loss"
-        verdict = direction if conclusions.is_significant(p, probe["groups"]) else "not significant"
+        verdict = "inconclusive" if few else direction if conclusions.is_significant(p) else "not significant"
         sentences.append(f"{name}: {conclusions.format_interval(change, sign=True)} AUROC, corrected p "
                          f"{conclusions.format_p(p)}: {verdict}.")
     if causal := results.get("causal"):
@@ -215,10 +215,10 @@ def conclusions_of(results: Mapping[str, Any]) -> list[str]:
                      "of the oracle's gain.")
     if "cascade" in results:
         routed = Interval.from_tree(results["cascade"]["rungs"][best]["0.25"])
-        sentences.append(f"If `{best}` routes 25% of the items to the larger model, the error differs by "
+        sentences.append(f"If `{best}` routes 25 % of the items to the larger model, the error differs by "
                          f"{conclusions.format_interval(routed)} from random routing at equal cost: "
-                         + ("not significant (the 95% interval includes 0, or there are too few groups)."
-                            if few or not routed.excludes_zero else
+                         + ("inconclusive." if few else
+                            "not significant (the 95 % interval includes 0)." if not routed.excludes_zero else
                             "better." if routed.high < 0 else "worse."))
     for fault in results.get("sae", {}).get("faults", []):
         sentences.append(f"**The autoencoder fails a quality check: {fault}.** `sae.force` was set.")
@@ -299,7 +299,7 @@ def _selective(report: Document, layer: int, results: Mapping[str, Any], scores:
                   figures.risk_coverage(published, results["oracle"], results["mean_error"], unit=error),
                   f"Risk–coverage curves: {error} of the answered items, as a function of the fraction "
                   "answered. Each rung answers the items with the lowest predicted probability of being "
-                  "hard. Thin lines and the shaded band are 95% intervals.")
+                  "hard. Thin lines and the shaded band are 95 % intervals.")
     half = list(results["coverages"]).index(0.5)
     report.table([{"rung": name, "AURC": curve.aurc,
                    "fraction of oracle gain": conclusions.format_interval(curve.fraction_of_oracle),

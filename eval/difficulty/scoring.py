@@ -16,6 +16,7 @@ from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.scoring import Scored, Scorer, Text, recording
 
 from ..checks import Floats
+from .study_data import stored
 from .texts import TextItem
 
 Encode = Callable[[str], list[int]]
@@ -104,24 +105,24 @@ class NLLScorer:
         at_boundary = self.layers and self.positions == "boundary"
         texts = [Text(prompts[i] + endings[i][j],
                       [len(prompts[i]) - (0 if several else 1)] if at_boundary else ()) for i, j in pairs]
-        nats = np.zeros((len(questions), len(endings[0])))
+        ending_nll = np.zeros((len(questions), len(endings[0])))
         prompt_nll = np.zeros(len(questions))
         activations: dict[int, list[Any]] = {
             layer: [[None] * len(ids) for ids in endings] for layer in self.layers}
         for index, result in self._scorer(texts, label="scoring"):
             i, j = pairs[index]
             n = len(prompts[i])
-            nats[i, j] = result.nll[n - 1:].mean(dtype=np.float64)
+            ending_nll[i, j] = result.nll[n - 1:].mean(dtype=np.float64)
             if j == 0:
                 prompt_nll[i] = result.nll[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
-            if not np.isfinite(nats[i, j]):
+            if not np.isfinite(ending_nll[i, j]):
                 raise InputError(f"item {shown_ids[i]}: the NLL of ending {j} is not finite")
             if self.layers and (j == 0 or self.positions == "boundary"):
                 for layer, values in self._activations(result, n, shown_ids[i]):
                     activations[layer][i][j] = values
         joined = {layer: [np.concatenate([part for part in parts if part is not None]) for parts in items]
                   for layer, items in activations.items()}
-        return Answers(prompt_nll, nats, np.array([len(ids) for ids in prompts]),
+        return Answers(prompt_nll, ending_nll, np.array([len(ids) for ids in prompts]),
                        np.array([[len(ids) for ids in item] for item in endings]), joined)
 
     def _activations(self, result: Scored, prompt_tokens: int, item: int) -> list[tuple[int, np.ndarray]]:
@@ -129,10 +130,5 @@ class NLLScorer:
         for layer, values in zip(self.layers, result.activations[self.hook], strict=True):
             if self.positions == "all":
                 values = values[min(self.skip, prompt_tokens - 1):prompt_tokens]
-            with np.errstate(over="ignore"):  # the check below reports overflow
-                stored = values.astype(self.dtype)
-            if not np.isfinite(stored).all():
-                raise InputError(f"item {item}, layer {layer}: activations are not finite as "
-                                 f"{stored.dtype}; extract.dtype=float32 has a larger range")
-            arrays.append((layer, stored))
+            arrays.append((layer, stored(values, self.dtype, item, layer)))
         return arrays

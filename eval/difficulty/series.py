@@ -22,7 +22,7 @@ def read_series(path: Path, column: str) -> Floats:
 
     Raises:
         InputError: the file cannot be read, has no rows or no such column, or a cell is not a finite number
-            (the message counts rows from 0, after the header).
+            (the message counts rows from 1, after the header).
     """
     rows = read_rows(path, None)
     if not any(column in row for row in rows):
@@ -30,7 +30,7 @@ def read_series(path: Path, column: str) -> Floats:
     cells = [row.get(column) for row in rows]
     values = np.array([_number(cell) for cell in cells])
     if len(bad := np.flatnonzero(~np.isfinite(values))):
-        raise InputError(f"{path}: row {bad[0]}: {column}: expected a finite number, "
+        raise InputError(f"{path}: row {bad[0] + 1}: {column}: expected a finite number, "
                          f"found {cells[bad[0]]!r:.60}")
     return values
 

@@ -74,33 +74,31 @@ class DifficultyStudy(Study[DifficultyConfig]):
         """Checks all inputs before the first computation.
 
         Raises:
-            InputError: another study's results, a network, an autoencoder or a training configuration is
-                missing, the data cannot be read or are too few, or the output directory cannot be written.
+            InputError: a network, an autoencoder or a training configuration is missing, the data cannot be
+                read or are too few, or the output directory cannot be written.
         """
         config = self.config
         if isinstance(config.data, SeriesConfig):
             extras.require("statsmodels", "data.family series")  # imported only for the cheap features
-        for path in config.other_studies:
-            read_results(Path(path))
         for name, section in (("network", config.network), ("large_model", config.large_model)):
             if section is not None:
                 networks.check(section, name)
         if config.sae.train:
             networks.check(config.sae.network, "sae")
         for number in config.extract.layers if config.sae.path else ():
-            autoencoder.read_config(Path(config.sae.path.format(layer=number)), config.extract.hook, number)
-        for line in check_plan(self.subject, config):
+            autoencoder.read_config(config.sae.model_path(number), config.extract.hook, number)
+        for line in check_plan(self.data, config):
             self.notify(f"split: {line}")
         self.stages.open()
 
     @functools.cached_property
-    def subject(self) -> StudyData:
-        subject_class = ChronosData if isinstance(self.config.data, SeriesConfig) else LanguageData
-        return subject_class(self.config, self.mesh)
+    def data(self) -> StudyData:
+        data_class = ChronosData if isinstance(self.config.data, SeriesConfig) else LanguageData
+        return data_class(self.config, self.mesh)
 
     @functools.cached_property
     def network(self) -> Any:
-        return self.subject.open(self.config.network, str(self.studied.path))
+        return self.data.open(self.config.network, str(self.studied.path))
 
     @functools.cached_property
     def extract(self) -> Path:
@@ -108,7 +106,7 @@ class DifficultyStudy(Study[DifficultyConfig]):
         manifest = stage_manifest("extract", **self._dependencies, layers=sorted(options.layers),
                                   positions=options.positions)
         return self.stages.make("extract", manifest, lambda path: extract(
-            path, self.subject, self.network, range(len(self.subject)), options.layers, options.shard_items))
+            path, self.data, self.network, range(len(self.data)), options.layers, options.shard_items))
 
     @functools.cached_property
     def items(self) -> Path:
@@ -116,7 +114,7 @@ class DifficultyStudy(Study[DifficultyConfig]):
         manifest = stage_manifest("items", extract=self.extract.name, split=config_lib.to_dict(config.split),
                                   labels=config_lib.to_dict(config.labels), seed=config.seed)
         return self.stages.make("items", manifest, lambda path: make_items(
-            path, self.subject, Extraction(self.extract), self.config))
+            path, self.data, Extraction(self.extract), self.config))
 
     @functools.cached_property
     def table(self) -> Items:
@@ -130,7 +128,7 @@ class DifficultyStudy(Study[DifficultyConfig]):
     def folds(self) -> Folds:
         """The cross-validation folds of the train items. Raises InputError if fewer than two are possible."""
         table = self.table
-        folds = self.subject.folds(table.hard[table.train], table.train, self.config.probe.folds)
+        folds = self.data.folds(table.hard[table.train], table.train, self.config.probe.folds)
         if len(folds) < 2:
             raise InputError("probe.folds: expected at least two folds with both hard and easy items, found "
                              f"{len(folds)} for the {len(table.train)} train items")
@@ -148,8 +146,8 @@ class DifficultyStudy(Study[DifficultyConfig]):
                                   items=key({"items": items}))
 
         def work(path: Path) -> None:
-            network = self.subject.open(section, str(large.path))
-            extract(path, self.subject, network, items, (), self.config.extract.shard_items)
+            network = self.data.open(section, str(large.path))
+            extract(path, self.data, network, items, (), self.config.extract.shard_items)
         return self.stages.make("large_model", manifest, work)
 
     def large_model_errors(self, large: Extraction) -> np.ndarray:
@@ -160,18 +158,18 @@ class DifficultyStudy(Study[DifficultyConfig]):
         """
         if "wrong" in large.numbers:
             return large.numbers["wrong"].astype(float)
-        amount = large.numbers["amount"].astype(float)
+        loss = large.numbers["loss"].astype(float)
         if "answer_tokens" not in large.numbers:
-            return amount
+            return loss
         small_tokens = Extraction(self.extract).numbers["answer_tokens"][large.items]
-        return amount * large.numbers["answer_tokens"] / small_tokens
+        return loss * large.numbers["answer_tokens"] / small_tokens
 
     @functools.cached_property
     def _dependencies(self) -> dict[str, Any]:
         """Everything that a network's results on the items depend on."""
         options = self.config.extract
-        return {"network": self.studied.fingerprint, "data": self.subject.fingerprint,
-                "subject": without(config_lib.to_dict(self.config.data), "source"),
+        return {"network": self.studied.fingerprint, "data": self.data.fingerprint,
+                "data_options": without(config_lib.to_dict(self.config.data), "source"),
                 "compute": self.config.compute.dtype,
                 "hook": options.hook, "skip": options.skip, "dtype": options.dtype,
                 "seed": self.config.seed}
@@ -191,7 +189,7 @@ class Layer:
         """The autoencoder's model directory; trains it first if the configuration says so."""
         options = self.config.sae
         if options.path:
-            return Path(options.path.format(layer=self.layer))
+            return options.model_path(self.layer)
         return None if self.sae is None else RunDirectory(self.sae / "run").model
 
     @functools.cached_property
@@ -205,7 +203,7 @@ class Layer:
         manifest = stage_manifest("sae", **study._dependencies, layer=self.layer, items=key({"items": items}),
                                   source=config_lib.to_dict(options.network.experiment()))
         return self._make("sae", manifest, lambda path: autoencoder.train_sae(
-            path, self.config, study.subject, study.network, items, self.layer, study.studied.name))
+            path, self.config, study.data, study.network, items, self.layer, study.studied.name))
 
     @functools.cached_property
     def evaluation_path(self) -> Path | None:
@@ -219,7 +217,7 @@ class Layer:
         manifest = stage_manifest("sae_eval", extract=study.extract.name, layer=self.layer,
                                   items=key({"items": items}), model=network_fingerprint(self.model))
         return self._make("sae_eval", manifest, lambda path: autoencoder.evaluate(
-            path, Path(self.model or ""), self.config, study.subject, study.network,
+            path, Path(self.model or ""), self.config, study.data, study.network,
             Extraction(study.extract), items, self.layer))
 
     @functools.cached_property
@@ -337,16 +335,16 @@ class Layer:
             self._notify("causal", f"{positions}, {len(items)} items × {len(names)}")
             file = path / f"losses-{positions}.parquet"
             if not file.is_file():
-                patched = study.subject.patched_losses(study.network, model, items.tolist(), latents,
+                patched = study.data.patched_losses(study.network, model, items.tolist(), latents,
                                                        self.layer, positions)
                 if not np.isfinite(patched).all():
                     bad = int(items[np.argwhere(~np.isfinite(patched))[0, 0]])
-                    raise InputError(f"item {bad}, layer {self.layer}: the patched {study.subject.unit} are "
-                                     "not finite")
+                    raise InputError(f"item {bad}, layer {self.layer}: the loss after patching is not "
+                                     "finite")
                 write_columns(file, {"item": items, **dict(zip(names, patched.T, strict=True))})
             columns = read_columns(file)
             losses[positions] = np.stack([columns[name] for name in names], axis=1)
-        write_result(path, {"items": len(items), "unit": study.subject.unit, "positions": measures.effects(
+        write_result(path, {"items": len(items), "unit": study.data.unit, "positions": measures.effects(
             losses, chosen, matched, table.groups[items], self._bootstrap)})
 
     @functools.cached_property

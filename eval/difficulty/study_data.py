@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
+from tilelli_jax.nn.hooks import check_hook
 
 from ..checks import Floats
 from ..folds import Folds
@@ -22,8 +24,8 @@ class Measurements(NamedTuple):
     """Results of one network on some items.
 
     Attributes:
-        numbers: name → `[items, …]`. Always contains `amount` `[items]` f64, the measure of difficulty, in
-            the subject's unit; for data with wrong answers also `wrong` `[items]`, 0 or 1.
+        numbers: name → `[items, …]`. Always contains `loss` `[items]` f64, the measure of difficulty, in
+            the unit of the data; for data with wrong answers also `wrong` `[items]`, 0 or 1.
         activations: layer → one array `[positions, d_model]` for each item.
     """
 
@@ -42,7 +44,7 @@ class StudyData(Protocol):
     """A kind of data. Methods identify items by their index, and take networks that `open` returned.
 
     Attributes:
-        unit: the unit of `amount`.
+        unit: the unit of `loss`.
         groups: `[items]`. A group is resampled as a whole, and never in both train and test.
         planned_split: `[items]`, "train", "test" or "purge" as far as known before a network runs.
         metadata: columns of the table of items, `[items]` each.
@@ -84,3 +86,31 @@ class StudyData(Protocol):
     def patched_losses(self, network: Any, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
                        layer: int, positions: Positions) -> Floats:
         """Returns losses `[items, 2 + latents]`: unpatched, reconstructed, and with each latent ablated."""
+
+
+def check_layers(network: Any, hook: str, layers: Sequence[int],
+                 allowed: Sequence[str] | None = None) -> None:
+    """Raises InputError if a network lacks the hook or a layer of the section extract.
+
+    Args:
+        allowed: accepted hooks; by default all hooks of the network.
+    """
+    try:
+        for layer in layers:
+            check_hook(network, hook, layer, allowed)
+    except ValueError as error:
+        raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
+
+
+def stored(values: np.ndarray, dtype: DTypeLike, item: int, layer: int) -> np.ndarray:
+    """Returns the activations of an item in the number format on disk.
+
+    Raises:
+        InputError: an activation is not finite, or not in this format.
+    """
+    with np.errstate(over="ignore"):  # the check below reports overflow
+        converted = values.astype(dtype)
+    if not np.isfinite(converted).all():
+        raise InputError(f"item {item}, layer {layer}: activations are not finite as {converted.dtype}; "
+                         "extract.dtype=float32 has a larger range")
+    return converted

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
 
-from ..inputs.rows import columns_of
+from ..inputs.rows import columns_of, describe_cell
 
 SQUAD = "context, question, title and answers (whose text is a list; its first entry is the right answer)"
 HELLASWAG = "ctx_a, ctx_b, endings (a list), label (the index of the right one), activity_label"
@@ -73,11 +73,11 @@ def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[TextItem]:
 def _parse_rows(rows: Sequence[dict[str, Any]], parse: Callable[[dict[str, Any]], TextItem | None],
                 source: str, columns: str, text_columns: Sequence[str]) -> list[TextItem]:
     questions = []
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows, 1):
         where = f"{source}: row {i}"
         for name in text_columns:
             if not isinstance(row.get(name), str):
-                raise InputError(f"{where}: {name}: expected text, found {row.get(name, 'nothing')!r:.40}; "
+                raise InputError(f"{where}: {name}: expected text, found {describe_cell(row, name)}; "
                                  f"{columns_of(row)}, expected are {columns}")
         try:
             if (question := parse(row)) is not None:

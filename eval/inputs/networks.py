@@ -91,12 +91,12 @@ def check(section: NetworkConfig, name: str) -> None:
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     elif not Path(section.path).is_dir():
-        raise InputError(f"{section.path}: expected the directory of a network, found " + (
+        raise InputError(f"{name}.path: {section.path}: expected the directory of a network, found " + (
             "a file" if Path(section.path).exists() else
             "nothing; download a model of the Hugging Face hub with `hf download NAME --local-dir DIR` (for "
             "a gated model, run `hf auth login` and accept its terms first)"))
     if section.tokenizer and not Path(section.tokenizer).exists():
-        raise InputError(f"{section.tokenizer}: expected a tokenizer, found nothing")
+        raise InputError(f"{name}.tokenizer: {section.tokenizer}: expected a tokenizer, found nothing")
 
 
 def train_network(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:

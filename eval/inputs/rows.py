@@ -105,6 +105,11 @@ def columns_of(row: Mapping[str, Any]) -> str:
     return f"the columns here are {', '.join(names) or 'none'}"
 
 
+def describe_cell(row: Mapping[str, Any], column: str) -> str:
+    """Returns the value of a row in a column for an error message: shortened, or `nothing` without quotes."""
+    return f"{row[column]!r:.40}" if column in row else "nothing"
+
+
 def text_of(row: Mapping[str, Any], column: str, where: str) -> str:
     """Returns the text in a column of a row.
 

@@ -1,4 +1,4 @@
-"""The frame of every study: its configuration, its stages and its command."""
+"""What all studies share: configuration keys, stages and the command line."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tilelli_jax.training.loss import NATS
 from tilelli_jax.training.report import losses_table
 from tilelli_jax.training.run import RunDirectory
 
-from ..document import plain
+from ..document import without_markup
 from ..inputs.rows import read_rows, text_of
 from ..inputs.study import quiet_logs, study_command
 from ..tables import format_cell
@@ -52,7 +52,7 @@ def write_report(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -
     """Runs the study and writes its report and the sidecar. Returns the summary to print."""
     results = report.write(study, name, provenance)
     sidecar = study.export_sidecar(provenance["command"])
-    conclusions = "\n".join(plain(text) for text in report.conclusions(results))
+    conclusions = "\n".join(without_markup(text) for text in report.conclusions(results))
     return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n\n{conclusions}\n\n"
             f"sidecar: {sidecar}, of the network {study.studied.path}")
 

@@ -18,7 +18,7 @@ import numpy as np
 from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
 
-from ..inputs.rows import Row, columns_of, hugging_face, read_rows
+from ..inputs.rows import Row, columns_of, describe_cell, hugging_face, read_rows
 from .config import QuestionsConfig
 
 HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
@@ -92,7 +92,7 @@ def of_rows(rows: Sequence[Row], source: str, dataset: str) -> list[Question]:
 def _question(row: Row, where: str, dataset: str, number: str) -> Question:
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where}: question: expected text, found {row.get('question', 'nothing')!r:.40}; "
+        raise InputError(f"{where}: question: expected text, found {describe_cell(row, 'question')}; "
                          f"{columns_of(row)}, expected are {COLUMNS}")
     if "possible_answers" in row:
         answers = [*_list(row["possible_answers"], where), *([row["obj"]] if row.get("obj") else [])]

@@ -25,7 +25,7 @@ from ..conclusions import (
 from ..document import Document
 from ..stages import RESULTS, read_result
 from ..stats import Interval
-from ..tables import as_json
+from ..tables import json_with_nulls
 from ..tables import write as write_tables
 from . import verdicts as verdict_file
 from .evaluate import VERDICTS
@@ -59,7 +59,8 @@ def write(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -> dict[
         name: of the study, for titles.
         provenance: rows of the last section.
     """
-    results = json.loads(as_json(collect(study) | {"name": name}))  # exactly what a reader of the file sees
+    # As a reader of results.json gets it.
+    results = json.loads(json_with_nulls(collect(study) | {"name": name}))
     report = Document(f"{name}: does it know before it answers?")
     _add_summary(report, results)
     _add_examples(report, results)

@@ -17,7 +17,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 
 from ..calibration import Calibrator, Temperature, calibrator_from_dict
 from ..checks import Floats
-from ..tables import as_json
+from ..tables import json_with_nulls
 from ..thresholds import Thresholds, Verdict, guaranteed_thresholds, precision_thresholds, verdict
 from .config import PromptConfig, VerdictConfig
 
@@ -87,7 +87,7 @@ def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: Ve
 
 def write(path: Path, rule: VerdictRule) -> None:
     """Writes FILE into a sidecar's directory."""
-    write_atomically(path / FILE, as_json(rule.to_dict()))
+    write_atomically(path / FILE, json_with_nulls(rule.to_dict()))
 
 
 def read(path: Path) -> VerdictRule:

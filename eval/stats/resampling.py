@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, float | None]) -> Interval:
-        """Reads an interval from JSON that `tables.as_json` wrote, where null stands for NaN."""
+        """Reads an interval from JSON that `tables.json_with_nulls` wrote, where null stands for NaN."""
         return cls(*(math.nan if tree[key] is None else tree[key]  # type: ignore[arg-type]
                      for key in ("point", "low", "high")))
 

@@ -33,6 +33,14 @@ def only(findings):
     return findings[0]
 
 
+def test_a_probe_without_an_answer(monkeypatch):
+    def run(*arguments, timeout, **options):
+        raise subprocess.TimeoutExpired(arguments, timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert doctor._probe() == ((), "no answer within 120 seconds; the machine may be busy")
+
+
 def test_a_healthy_installation_has_no_findings():
     assert diagnose(HEALTHY) == []
     older = facts({"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8"}, python=(3, 11, 7))

@@ -168,7 +168,7 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
     (options("--stop", ""), "--stop: expected at least one character"),
     (options("--out", Path("no/out.jsonl")),
      "--out: {tmp}/no/out.jsonl cannot be written: No such file or directory"),
-    (options("--out", Path(".")), "--out: {tmp} is a directory, expected a file"),
+    (options("--out", Path(".")), "--out: {tmp}: expected a file, found a directory"),
     (options("--out", Path("/proc/out.jsonl")), "--out: /proc/out.jsonl cannot be written: "),
     (lambda model, tmp: ["--model", model, "--prompts-file", tmp / "none.txt"],
      "{tmp}/none.txt: no such file"),

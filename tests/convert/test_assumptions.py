@@ -88,7 +88,7 @@ def source_of(path: Path, config: Any) -> Path:
 
 def plan_of(path: Path) -> Plan:
     source = open_source(path)
-    return family_of(source, None).plan(source, {})
+    return family_of(source, None).plan(source, ())
 
 
 def use_text(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:

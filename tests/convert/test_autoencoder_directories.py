@@ -145,7 +145,7 @@ def test_k_in_activation_fn_kwargs(source: Path, tmp_path: Path,
     config = {key: value for key, value in CONFIGS[source.name].items() if key != "k"}
     (source / "cfg.json").write_text(json.dumps({**config, "activation_fn_kwargs": {"k": K}}))
     assert run(source, tmp_path / "out", "--set", f"k={K + 1}") == 2
-    assert_one_line(capsys.readouterr().err, f"--set k: expected {K}, the value in {source}, found {K + 1}")
+    assert_one_line(capsys.readouterr().err, f"--set: k: expected {K}, the value in {source}, found {K + 1}")
     assert run(source, tmp_path / "out", "--set", f"k={K}") == 0
     assert tilelli_jax.load(tmp_path / "out").config.k == K
 

@@ -76,6 +76,12 @@ def test_sae_without_k_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture
     assert_one_line(capsys.readouterr().err, "k: expected at most n_latents 20, found 21")
 
 
+def test_text_settings_are_kept_as_typed(tmp_path: Path) -> None:
+    source = save_pt(tmp_path / "sae.pt", sae_state())
+    assert run(source, tmp_path / "out", "--set", "k=4", "--set", "source_model=007") == 0
+    assert tilelli_jax.load(tmp_path / "out").config.source_model == "007"
+
+
 def sidecar_tree(**changes: Any) -> dict[str, Any]:
     """The contents of Recall's file: scalers and names are NumPy objects, as scikit-learn makes them."""
     rng = np.random.default_rng(0)
@@ -180,6 +186,42 @@ def vanilla_tree() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {"model": {name: torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
                       for name, shape in VANILLA.items()}, "config": {"n_heads": 2, "quantize": False}}
+
+
+@pytest.mark.parametrize("arguments", [(), ("--inspect",)], ids=["convert", "inspect"])
+@pytest.mark.parametrize(("tensors", "message"), [
+    ({"blocks.norm.weight": (8,)}, "not known: blocks.norm.weight"),
+    ({"pos_embed.weight": ()}, "pos_embed.weight: expected 2 axes, found ()"),
+    ({"pos_embed.weight": (6,)}, "pos_embed.weight: expected 2 axes, found (6,)"),
+    ({"tok_embed.weight": (11, 0)}, "tok_embed.weight: expected a matrix that is not empty, found (11, 0)"),
+    ({"tok_embed.weight": (0, 8)}, "tok_embed.weight: expected a matrix that is not empty, found (0, 8)")])
+def test_wrong_vanilla_tensors(tensors: dict[str, tuple[int, ...]], message: str, arguments: tuple[str, ...],
+                               tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = vanilla_tree()
+    tree["model"] |= {name: torch.ones(shape) for name, shape in tensors.items()}
+    torch.save(tree, tmp_path / "source.pt")
+    out = () if arguments else (tmp_path / "out",)
+    assert run(tmp_path / "source.pt", *out, *arguments) == (0 if arguments else 2)
+    printed = capsys.readouterr()
+    if arguments:
+        assert printed.out.splitlines()[-1].startswith("cannot be converted: ") and message in printed.out
+    else:
+        assert_one_line(printed.err, f"{tmp_path / 'source.pt'}: ", message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("n_heads", "message"), [
+    ("abc", "--set: n_heads: expected an integer, found text 'abc'"),
+    ("4", "--set: d_model: expected a multiple of n_heads 4, found 6")])
+def test_a_wrong_setting_that_the_file_lacks(n_heads: str, message: str, tmp_path: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    """The error names --set, not the file, although the file alone is not a complete configuration."""
+    tree = vanilla_tree()
+    del tree["config"]["n_heads"]
+    tree["model"]["tok_embed.weight"] = torch.ones(11, 6)
+    torch.save(tree, tmp_path / "source.pt")
+    assert run(tmp_path / "source.pt", tmp_path / "out", "--set", f"n_heads={n_heads}") == 2
+    assert_one_line(capsys.readouterr().err, message)
 
 
 # name → family, contents of the file, required arguments

@@ -236,6 +236,11 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         {"extra_tensors": {"extra": MATRIX, "blocks.0.more": MATRIX[0]},
          "without": ("blocks.1.dense.up.weight", "final_norm.bias")}, (),
         ["missing: blocks.1.dense.up.weight, final_norm.bias;", "not known: blocks.0.more, extra"]),
+    "an embedding without columns": (
+        {"extra_tensors": {"embed.weight": np.ones((11, 0), np.float32)}}, (),
+        ["source.pt: embed.weight: expected a matrix that is not empty, found (11, 0)"]),
+    "a superscript for a number": (
+        {"extra_tensors": {"blocks.0.²": MATRIX}}, (), ["not known: blocks.0.²"]),
     "a block that is missing": ({"without": ("blocks.0.",)}, (), ["blocks.0."]),
     "no embedding": ({"without": ("embed.weight",)}, (), ["missing: embed.weight"]),
     "no final norm": ({"without": ("final_norm",)}, (), ["missing: final_norm.bias, final_norm.weight"]),
@@ -255,9 +260,10 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         ("n_banks", None, "n_banks"), ("n_banks", "two", "n_banks"), ("n_banks", 0, "n_banks"),
         ("n_banks", 2, "n_banks"), ("n_banks", 1.5, "n_banks"))},
     **{f"--set {setting}": ({}, ("--set", setting), [expected]) for setting, expected in (
-        ("top_j=3", "'top_j'"), ("top_k=many", "top_k: expected an integer"),
-        ("n_banks=two", "n_banks: expected an integer"), ("n_banks=0", "n_banks: expected an integer ≥ 1"),
-        ("n_banks=-1", "n_banks: expected an integer ≥ 1"), ("n_banks=[2]", "n_banks: expected an integer"),
+        ("top_j=3", "--set: unknown key 'top_j'"), ("top_k=many", "--set: top_k: expected an integer"),
+        ("n_banks=two", "--set: n_banks: expected an integer"),
+        ("n_banks=0", "n_banks: expected an integer ≥ 1"), ("n_banks=-1", "n_banks: expected an integer ≥ 1"),
+        ("n_banks=[2]", "n_banks: expected an integer"),
         ("n_layers=3", "missing: blocks.2."), ("second_norm=mix", "norm2"),
         ("tie_embeddings=true", "not known: unembed.weight"),
         ("quantizer=int8", "quantizer: expected none or"), ("pathways=[local]", "not known: "),

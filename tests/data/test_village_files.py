@@ -49,11 +49,18 @@ def test_chat_and_calibration_as_files(tmp_path, capsys):
     (["--source", "stories", "--pairs", "3"], "--pairs: is for --source village-chat or village-"),
     (["--source", "village-prompts", "--kinds", "real_topic"], "--kinds: is for --source village-chat"),
     (["--source", "village-chat", "--village-seed", "-1"], "--village-seed: expected 0 to"),
-    (["--source", "village-chat", "--people", "7"], "people: expected a multiple of 48"),
-    (["--source", "village-chat", "--people", "0"], "people: expected a multiple of 48"),
-    (["--source", "village-chat", "--kinds", "nice"], "kinds: expected some of unknown_entity"),
-    (["--source", "village-calibration", "--pairs", "100000"], "there are about"),
-    (["--source", "village-prompts", "--each", "-1"], "at least 0"),
+    (["--source", "village-chat", "--people", "7"], "--people: expected a multiple of 48"),
+    (["--source", "village-chat", "--people", "0"], "--people: expected a multiple of 48"),
+    (["--source", "village-chat", "--kinds", "nice"], "--kinds: expected some of unknown_entity"),
+    (["--source", "village-calibration", "--pairs", "100000"], "--pairs: expected 100000 "),
+    (["--source", "village-prompts", "--each", "-1"], "--each: expected at least 0"),
+    (["--source", "village-chat", "--pairs", "-1"], "--pairs: expected at least 0, found -1"),
+    (["--source", "village-chat", "--unanswerable", "2"],
+     "--unanswerable: expected a fraction from 0 to 1, found 2.0"),
+    (["--source", "village-chat", "--valid-fraction", "0.1"],
+     "--valid-fraction: is for texts, found --source village-chat"),
+    (["--source", "village-prompts", "--separator", ""],
+     "--separator: is for texts, found --source village-prompts"),
 ])
 def test_invalid_options_are_one_line_and_write_nothing(tmp_path, capsys, options, message):
     assert main([*options, "--out", str(tmp_path / "out")]) == 2

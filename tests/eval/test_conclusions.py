@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from tilelli_jax.eval import conclusions
-from tilelli_jax.eval.stats import exact_relabelling
+from tilelli_jax.eval.stats import Interval, exact_relabelling
 
 
 @pytest.mark.parametrize(("p", "text", "significant"), [
@@ -23,17 +23,24 @@ def test_p_values(p: float | None, text: str, significant: bool) -> None:
 def test_few_groups() -> None:
     assert conclusions.few_groups_warning(20) == []
     assert conclusions.few_groups_warning(18, "questions") == [
-        "The held-out questions form 18 of at least 20 groups. With fewer, intervals are too narrow and "
-        "p-values "
-        "too small: all comparisons are inconclusive."]
+        "The held-out questions form 18 groups; at least 20 are required. With fewer, intervals are too "
+        "narrow and p-values too small: all comparisons are inconclusive."]
+
+
+@pytest.mark.parametrize(("groups", "low", "high", "words"), [
+    (20, 0.51, 0.9, "better than chance"), (20, 0.1, 0.49, "worse than chance"),
+    (20, 0.5, 0.9, "not distinguishable from chance"), (19, 0.9, 0.99, "inconclusive")])
+def test_comparison_with_chance(groups: int, low: float, high: float, words: str) -> None:
+    assert conclusions.compare_with_chance(Interval((low + high) / 2, low, high), groups) == words
 
 
 def test_few_seeds() -> None:
     assert conclusions.few_seeds_warning(3) == [
-        "3 of at least 4 seeds: the exact p cannot be below 0.1, so no difference can be significant."]
+        "3 seeds; at least 4 are required: the exact p cannot be below 0.1, so no difference can be "
+        "significant."]
     assert conclusions.few_seeds_warning(4) == conclusions.few_seeds_warning(5, 6) == []
     assert conclusions.few_seeds_warning(4, 2) == [
-        "4 of at least 5 seeds: the exact p cannot be below 0.057 after correction for 2 comparisons, so no "
-        "difference can be significant."]
+        "4 seeds; at least 5 are required: the exact p cannot be below 0.057 after correction for 2 "
+        "comparisons, so no difference can be significant."]
     best = exact_relabelling(np.arange(3.0), np.arange(3.0) + 9)  # runs that do not overlap
     assert best.p == best.min_p == pytest.approx(0.1)

@@ -54,7 +54,6 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "auroc": (metrics.auroc, "rnn= rr ===== rrrrr rrrr =="),
     "auroc_weighted": (lambda y, s: metrics.auroc_weighted(y, s, [[1, 2, 0, 1, 1, 1][:len(y)]]),
                        "rnn= rr ===== rrrrr rrrr =="),
-    "auroc_relabelled": (lambda y, s: metrics.auroc_relabelled([y], s), "rnn= rr ===== rrrrr rrrr =="),
     "auprc": (metrics.auprc, "r=== rr ===== rrrrr rrrr =="),
     "PairedBootstrap": (bootstrap_interval, "rnn= rr ===== rrrrr rrrr =="),
     "bootstrap_of": (lambda y, s: stats.bootstrap_of(metrics.auroc, y, s, replicates=20),
@@ -93,7 +92,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
                             "r=== rr ===== ===== =rrr =="),
 }
 # Functions whose result does not depend on the order of the items.
-WITHOUT_ORDER = {"auroc", "auroc_relabelled", "auprc", "guaranteed_thresholds", "aurc", "fraction_of_oracle",
+WITHOUT_ORDER = {"auroc", "auprc", "guaranteed_thresholds", "aurc", "fraction_of_oracle",
                  "frontier", "platt", "temperature", "isotonic", "brier", "log_loss",
                  "expected_calibration_error", "exact_sign_flips", "paired_t", "conformal_threshold"}
 
@@ -160,7 +159,7 @@ COUNT_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "n": lambda n: stats.exact_fraction(0, n), "k": lambda k: folds.shuffled(40, k),
     "k of strata": lambda k: folds.stratified(Y, k), "k forward": lambda k: folds.forward(ROWS, ROWS + 1, k),
     "rows": lambda n: folds.shuffled(n), "max_folds": lambda n: folds.number_of_folds(Y, n),
-    "rows_for_one": lambda n: folds.number_of_folds(Y, min_rows_per_fold=n),
+    "min_rows_per_fold": lambda n: folds.number_of_folds(Y, min_rows_per_fold=n),
     "max_iter": lambda n: probes.ProbeOptions(max_iter=n)}
 SEED_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "mean": lambda seed: stats.bootstrap_mean(SCORES, seed=seed),
@@ -188,7 +187,7 @@ FRACTION_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "target_fpr of the minimum": lambda x: thresholds.conformal_min_items(x)}
 ARRAY_ARGUMENTS: dict[str, Callable[[Any], Any]] = {  # called with ragged rows and with masked arrays
     "labels": lambda x: metrics.auroc(x, SCORES), "scores": lambda x: metrics.auroc(LABELS, x),
-    "labels of rows": lambda x: metrics.auroc_relabelled(x, SCORES), "scores to rank": metrics.midranks,
+    "scores to rank": metrics.midranks,
     "weights": lambda x: metrics.auroc_weighted(LABELS, SCORES, x),
     "probabilities": lambda x: metrics.brier(LABELS, x),
     "weights of risks": lambda x: ORDER.risks(None, x),
@@ -280,7 +279,7 @@ REJECTED: list[tuple[str, Callable[[], Any]]] = [
       for x in ((), (0,), (NAN,), ("1",), (INF,))),
     ("intercept_scaling", lambda: probes.ProbeOptions(intercept_scaling=0)),
     *(("jobs", lambda x=x: probes.ProbeOptions(jobs=x)) for x in (0, -2, 1.5)),
-    ("strength", lambda: probes.make_probe(-1, False, QUICK)),
+    ("c_value", lambda: probes.make_probe(-1, False, QUICK)),
     ("blocks", lambda: probes.concatenate_blocks({"cheap": X}, ["raw"])),
     ("blocks", lambda: probes.concatenate_blocks({"cheap": X}, [])),
     ("blocks", lambda: probes.concatenate_blocks({"cheap": X, "raw": X[1:]}, ["small", "raw"])),
@@ -304,6 +303,13 @@ def test_an_invalid_argument_is_rejected(number: int) -> None:
     message = str(rejected.value)
     assert message.startswith(f"{name.partition(' ')[0]}: expected ") and ", found " in message
     assert "\n" not in message and len(message) < 220
+
+
+def test_a_wrong_number_of_items_names_the_expected_shape() -> None:
+    with pytest.raises(ValueError, match=r"^ends: expected shape \(2,\), found shape \(3,\)$"):
+        folds.forward([0, 1], [1, 2, 3])
+    with pytest.raises(ValueError, match=r"^scores: expected shape \(2,\), found shape \(6,\)$"):
+        metrics.auroc([0, 1], SCORES)
 
 
 def test_numpy_numbers_are_accepted() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
 import pytest
@@ -38,14 +38,12 @@ def all_figures(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figu
         "by_depth": figures.by_depth({"known": [1.0, 0.5, 0.2], "unknown": [1.0, 0.9, 0.8]}, (1, 1))}
 
 
-def test_figures_show_their_data(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_figures_show_their_data(scored: tuple[np.ndarray, np.ndarray]) -> None:
     drawn = all_figures(scored)
-    for name, figure in drawn.items():
-        figures.save(figure, tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for figure in drawn.values():
+        figure.savefig(content := io.BytesIO())
+        assert content.getvalue().startswith(b"\x89PNG")
         assert figure.axes[0].get_xlabel()
-    figures.save(drawn["ladder"], tmp_path / "ladder.svg")
-    assert b"<svg" in (tmp_path / "ladder.svg").read_bytes()
     ticks = [tick.get_text() for tick in drawn["ladder"].axes[0].get_yticklabels()]
     assert ticks == ["P1", "P2"] and drawn["ladder"].axes[0].get_ylim() == (1.6, -0.7)
     lines = drawn["tradeoff"].axes[0].lines

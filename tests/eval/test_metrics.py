@@ -72,15 +72,6 @@ def test_weights_of_any_size(items: list[tuple[bool, int]], seed: int, exponent_
     assert areas[0] == areas[1] == areas[2] and not np.isnan(areas).any()
 
 
-@given(ITEMS, st.integers(0, 2**32 - 1))
-def test_auroc_of_relabelled_items(items: list[tuple[bool, int]], seed: int) -> None:
-    labels, scores = to_arrays(items)
-    rng = np.random.default_rng(seed)
-    permuted = np.stack([rng.permutation(labels) for _ in range(5)])
-    np.testing.assert_allclose(metrics.auroc_relabelled(permuted, scores),
-                               [roc_auc_score(row, scores) for row in permuted], atol=1e-12)
-
-
 def test_one_class_has_no_auroc() -> None:
     assert math.isnan(metrics.auroc([1, 1, 1], [0.1, 0.2, 0.3]))
     assert math.isnan(metrics.auprc([0, 0], [0.1, 0.2]))

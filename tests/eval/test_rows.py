@@ -127,7 +127,8 @@ def test_the_error_for_a_missing_column_lists_the_columns() -> None:
         assert str(rejected.value) == (f"f, row 1: text: expected text, found {description}; the columns "
                                       f"here are {', '.join(row)}")
     assert text_of({"text": "a "}, "text", "f") == "a "
-    with pytest.raises(InputError, match=r"f: row 0: context: .* the columns here are question, expected"):
+    with pytest.raises(InputError, match="f: row 1: context: expected text, found nothing; the columns "
+                       "here are question, expected"):
         texts.squad([{"question": "q"}], "f")
 
 

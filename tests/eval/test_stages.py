@@ -62,7 +62,8 @@ def test_other_inputs_have_another_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("part-1", "y", "part-1 was changed after it was written"), ("part-1", None, "part-1 is missing"),
-    ("manifest.json", "{", "not JSON: .*; delete that directory, and the same command runs the stage again")])
+    ("manifest.json", "{", "not JSON: .*; delete that directory, and the same command runs the stage again"),
+    ("manifest.json", "{}", "its list of files is invalid; delete")])
 def test_a_changed_stage_is_rejected(name: str, content: str | None, message: str, tmp_path: Path) -> None:
     path = Stages(tmp_path).make("sae", INPUTS, writing([]))
     study = Stages(tmp_path)
@@ -105,6 +106,21 @@ def test_an_interrupted_stage_continues_with_its_files(error: BaseException, tmp
     path = study.make("sae", INPUTS, writing(calls))
     assert calls == [[], ["part-1"], ["part-1", "part-2"]] and study.is_complete("sae", INPUTS)
     assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "part-1", "part-2", "part-3"]
+
+
+def test_a_stage_that_another_process_completes_meanwhile(tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the check that it is not complete and the lock."""
+    study, calls = Stages(tmp_path), list[list[str]]()
+    is_complete = Stages.is_complete
+
+    def completed_after_the_check(self: Stages, name: str, manifest: dict[str, Any]) -> bool:
+        monkeypatch.undo()
+        found = is_complete(self, name, manifest)
+        Stages(tmp_path).make("sae", INPUTS, writing([]))
+        return found
+    monkeypatch.setattr(Stages, "is_complete", completed_after_the_check)
+    assert study.make("sae", INPUTS, writing(calls)) == study.directory("sae", INPUTS) and not calls
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:

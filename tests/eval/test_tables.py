@@ -43,7 +43,7 @@ def test_cells(value: object, text: str) -> None:
 
 
 def test_json_has_null_for_nan() -> None:
-    assert json.loads(tables.as_json({"a": [math.inf, np.float64(1.5)], 3: np.arange(2)})) == {
+    assert json.loads(tables.json_with_nulls({"a": [math.inf, np.float64(1.5)], 3: np.arange(2)})) == {
         "a": [None, 1.5], "3": [0, 1]}
 
 

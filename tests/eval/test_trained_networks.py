@@ -123,9 +123,10 @@ def test_a_section_with_overrides(text: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_a_section_is_checked_before_any_work(tmp_path: Path) -> None:
     for section, message in (
-            (NetworkConfig(path=str(tmp_path / "none")), f"{tmp_path / 'none'}: expected the directory of a "
-             "network, found nothing; download"),
-            (NetworkConfig(path=str(tmp_path), tokenizer="nowhere"), "nowhere: expected a tokenizer, found"),
+            (NetworkConfig(path=str(tmp_path / "none")), f"base.path: {tmp_path / 'none'}: expected the "
+             "directory of a network, found nothing; download"),
+            (NetworkConfig(path=str(tmp_path), tokenizer="nowhere"),
+             "base.tokenizer: nowhere: expected a tokenizer, found"),
             (NetworkConfig(train="nowhere.yaml"), "base: nowhere.yaml: no such file"),
             (NetworkConfig(train="demo", set=("train.stps=3",)),
              "base: overrides: unknown key 'train.stps' (did you mean 'train.steps'?)")):

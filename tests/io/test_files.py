@@ -12,6 +12,7 @@ import pytest
 from tilelli_jax.errors import InputError
 from tilelli_jax.io import yaml_text
 from tilelli_jax.io.files import (
+    check_output,
     check_regular,
     checksums,
     find_damage,
@@ -180,3 +181,20 @@ def test_an_interrupt_between_two_moves_leaves_old_or_new_or_no_last_file(
     assert contents.keys() <= set("abc")
     if after == 0:
         assert contents == dict.fromkeys("abc", "old")
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("out.json", None), (None, None), (".", "--out: {tmp}: expected a file, found a directory"),
+    ("no/out.json", "--out: {tmp}/no/out.json cannot be written: No such file or directory"),
+    ("file/out.json", "--out: {tmp}/file/out.json cannot be written: Not a directory")])
+def test_check_output(name: str | None, message: str | None, tmp_path: Path) -> None:
+    """Reports, with the option's name, whether a file can be written; writes nothing."""
+    (tmp_path / "file").touch()
+    path = None if name is None else tmp_path / name
+    if message is None:
+        check_output("--out", path)
+    else:
+        with pytest.raises(InputError) as error:
+            check_output("--out", path)
+        assert str(error.value) == message.format(tmp=tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

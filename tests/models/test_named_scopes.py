@@ -47,8 +47,10 @@ def scopes(function: Any, *inputs: Any) -> str:
 
 
 def has_scope(names: str, scope: str) -> bool:
-    """Whether an operation lies in these nested scopes. Between two of them there may be loops and calls, which
-    each version of JAX names in its own way (`while/body/closed_call`, `eval_jaxpr`)."""
+    """Whether an operation lies in these nested scopes.
+
+    Between two of them there may be loops and calls: `while/body/closed_call`, in newer JAX `eval_jaxpr`.
+    """
     return re.search(r"/" + "/(?:.*/)?".join(map(re.escape, scope.split("/"))) + "/", names) is not None
 
 

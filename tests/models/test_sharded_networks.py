@@ -23,7 +23,8 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config, continue_ids
+from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
+from tilelli_jax.models.t5_decoding import continue_ids
 from tilelli_jax.parallel.sharding import MeshConfig, batch_spec, make_mesh
 
 NEOX = GPTNeoXConfig(vocab_size=64, d_model=32, n_layers=2, max_seq_len=32, n_heads=4, d_hidden=64)

@@ -27,12 +27,8 @@ from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, MeanScaleUniformBins, crps
 from tilelli_jax.models.sampling import sample
-from tilelli_jax.models.t5 import (
-    FlaxT5ForConditionalGeneration,
-    T5Config,
-    bucket_of,
-    continue_ids,
-)
+from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config, bucket_of
+from tilelli_jax.models.t5_decoding import continue_ids
 from tilelli_jax.nn.hooks import Tap
 
 REFERENCE = STORED / "chronos_tiny"

@@ -91,7 +91,7 @@ def knows_turns(model: CausalLM) -> bool:
     """
     data = np.frombuffer(PROBE.encode(), np.uint8)[None]
     if len(data[0]) > model.config.max_seq_len:
-        return True  # it cannot be asked
+        return True  # the probe does not fit the context window
     logits = nnx.jit(lambda model, ids: model(ids))(model, jnp.asarray(data[:, :-1], jnp.int32))
     at = np.arange(len(data[0]) - len(PROBE_END), len(data[0]))
     log_probabilities = jax.nn.log_softmax(logits[0].astype(jnp.float32))[at - 1, data[0, at]]
@@ -205,7 +205,7 @@ class TemplateConversation(Conversation):
         return len(self._ids())
 
     def knows_turns(self) -> bool:
-        return True  # the template says so
+        return True  # the chat template defines the turns
 
 
 def _new_conversation(language: Language, sampling: Sampling,
@@ -322,5 +322,5 @@ def _with_temperature(sampling: Sampling, text: str) -> Sampling:
         sampling = dataclasses.replace(sampling, temperature=float(text))
         print(f"(temperature {sampling.temperature:g})")
     except (InputError, ValueError):
-        print(f"(/temp: expected a number from 0, found '{text}')")
+        print(f"(/temp: expected a number ≥ 0, found '{text}')")
     return sampling

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ VILLAGE = {"pairs": ("village-chat", "village-calibration"), "each": ("village-p
            "people": ("village-chat", "village-calibration", "village-prompts"),
            "village_seed": ("village-chat", "village-calibration", "village-prompts")}
 CHAT_DATA = VILLAGE["seed"]
-TEXT = ("column", "max_bytes")  # options for text sources only
+SEPARATOR = "\\n\\n"
+TEXT = ("column", "max_bytes", "separator", "valid_fraction")  # options for text sources only
 
 
 @command
@@ -49,13 +50,19 @@ def main(argv: Sequence[str]) -> None:
     _check_village(arguments)
     if arguments.source[0] in CHAT_DATA:
         _write_village(arguments.source[0], out, arguments)
-        return
+    else:
+        _write_shards(out, arguments)
+
+
+def _write_shards(out: Path, arguments: argparse.Namespace) -> None:
     if arguments.max_bytes is not None and arguments.max_bytes < 1:
         raise InputError(f"--max-bytes: expected at least 1, found {arguments.max_bytes}")
     _check_files(arguments.source, arguments.column)
-    config = DataConfig(valid_fraction=arguments.valid_fraction)
+    with _options_in_errors():
+        config = DataConfig() if arguments.valid_fraction is None else DataConfig(
+            valid_fraction=arguments.valid_fraction)
     size = arguments.max_bytes or config.stories_bytes
-    separator = _separator(arguments.separator)
+    separator = _separator(SEPARATOR if arguments.separator is None else arguments.separator)
     sources = [source for name in arguments.source for source in open_sources(
         name, column=arguments.column, separator=separator,
         stories_bytes=(size, int(size * config.valid_fraction)))]
@@ -104,29 +111,43 @@ def _check_village(arguments: argparse.Namespace) -> None:
 
 
 def _write_village(source: str, out: Path, arguments: argparse.Namespace) -> None:
-    world = village.world(arguments.village_seed or 0,
-                          village.DEFAULT if arguments.people is None else arguments.people)
-    seed = arguments.seed or 0
+    with _options_in_errors(prompts="each" if source == "village-prompts" else "pairs"):
+        contents = _village_files(source, out, arguments)
     if source == "village-prompts":
-        n_prompts = village.EACH if arguments.each is None else arguments.each
-        contents = {out / name: content for name, content in
-                    village_files.regime_files(village.prompts(world, n_prompts, seed)).items()}
         with replace_files(out, [path.name for path in contents], force=arguments.force) as temporary:
             for path, content in contents.items():
                 temporary[path.name].write_bytes(content)
     else:
-        pairs, fraction = arguments.pairs, arguments.unanswerable
-        if source == "village-calibration":
-            content = village_files.calibration_lines(
-                village.calibration(world, 200 if pairs is None else pairs, seed))
-        else:
-            content = village_files.chat_lines(village.chat(
-                world, 20_000 if pairs is None else pairs, seed, 0.5 if fraction is None else fraction,
-                tuple(arguments.kinds or village.SEMANTIC)))
-        contents = {out: content}
         village_files.write(contents, arguments.force)
     print(table([("", "lines", "bytes"), *((str(path), f"{content.count(10):,}", f"{len(content):,}")
                                            for path, content in contents.items())], right=(1, 2)))
+
+
+def _village_files(source: str, out: Path, arguments: argparse.Namespace) -> dict[Path, bytes]:
+    """Returns the content of each file of the village's chat data."""
+    world = village.world(arguments.village_seed or 0,
+                          village.DEFAULT if arguments.people is None else arguments.people)
+    seed, pairs, fraction = arguments.seed or 0, arguments.pairs, arguments.unanswerable
+    if source == "village-prompts":
+        n_prompts = village.EACH if arguments.each is None else arguments.each
+        return {out / name: content for name, content in
+                village_files.regime_files(village.prompts(world, n_prompts, seed)).items()}
+    if source == "village-calibration":
+        return {out: village_files.calibration_lines(
+            village.calibration(world, 200 if pairs is None else pairs, seed))}
+    return {out: village_files.chat_lines(village.chat(
+        world, 20_000 if pairs is None else pairs, seed, 0.5 if fraction is None else fraction,
+        tuple(arguments.kinds or village.SEMANTIC)))}
+
+
+@contextlib.contextmanager
+def _options_in_errors(**options: str) -> Iterator[None]:
+    """Names the option in an error that names a setting; `options` has those whose names differ."""
+    try:
+        yield
+    except InputError as error:
+        name, _, message = str(error).partition(":")
+        raise InputError(f"--{options.get(name, name).replace('_', '-')}:{message}") from None
 
 
 def _table(out: Path, meta: dict[str, Any]) -> str:
@@ -138,7 +159,6 @@ def _table(out: Path, meta: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
     parser = ArgumentParser(prog="tilelli data", description=(
         "Writes byte shards (train.bin, valid.bin, meta.json) from text. Reads text in chunks, so that it "
         "may be larger than memory."))
@@ -148,16 +168,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="DIR",
                         help="output directory of the shards; for village-chat and village-calibration the "
                         "output file")
-    parser.add_argument("--valid-fraction", type=float, default=defaults["valid_fraction"],
-                        metavar="F", help="fraction of each source, at its end, held out for "
-                        "validation [%(default)s]")
+    parser.add_argument("--valid-fraction", type=float, metavar="F",
+                        help="fraction of each source, at its end, held out for validation "
+                        f"[{DataConfig().valid_fraction}]")
     parser.add_argument("--column", metavar="C", help="field with the text, in .jsonl files "
                         "and data sets [text, or the only field with a string]")
     parser.add_argument("--max-bytes", type=int, metavar="N", help="maximum number of bytes to read, without "
                         "the sources' own validation splits [everything]")
-    parser.add_argument("--separator", default="\\n\\n", metavar="STR", help="text between two "
+    parser.add_argument("--separator", metavar="STR", help="text between two "
                         r"files or records, in both shards; \n, \r and \t are escapes, \r\n becomes \n, as "
-                        "in texts [%(default)s]")
+                        f"in texts [{SEPARATOR}]")
     parser.add_argument("--force", action="store_true", help="replace existing shards or files")
     group = parser.add_argument_group("chat data of the village (village-chat, -calibration, -prompts)")
     group.add_argument("--pairs", type=int, metavar="N",

@@ -273,7 +273,7 @@ def _probe() -> tuple[tuple[Device, ...], str | None]:
                                 timeout=PROBE_SECONDS, errors="replace",
                                 env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
     except subprocess.TimeoutExpired:
-        return (), f"no answer for {PROBE_SECONDS} seconds (or is the machine too busy?)"
+        return (), f"no answer within {PROBE_SECONDS} seconds; the machine may be busy"
     if result.returncode:
         stderr_lines = result.stderr.strip().splitlines()
         return (), stderr_lines[-1] if stderr_lines else f"exit status {result.returncode}"

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.generation import abstain_rule, decoding
 from tilelli_jax.generation.text_stream import stream_text, text_after
 from tilelli_jax.io import json_text
-from tilelli_jax.io.files import read_bytes, write_atomically
+from tilelli_jax.io.files import check_output, read_bytes, write_atomically, writing_to
 from tilelli_jax.loading.language import Language
 from tilelli_jax.models import sampling
 from tilelli_jax.models.sampling import Sampling
@@ -47,8 +46,7 @@ def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     prompts = _prompts(options)
     sampling_options = sampling.from_options(options)
-    if options.out:
-        _check_writable(options.out)
+    check_output("--out", options.out)
     language = open_network_options(options)
     inputs = _formatted(prompts, language, options)
     stop = [*options.stop, *([STOP] if options.chat and language.model.reads_bytes else [])]
@@ -71,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
             for prompt, output, abstains in zip(prompts, outputs, abstained, strict=True))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if options.out:
-        with _writing(options.out):
+        with writing_to("--out", options.out):
             write_atomically(options.out, lines.encode())
     else:
         sys.stdout.write(lines)
@@ -208,19 +206,3 @@ def _prompt(line: bytes, where: str, is_json: bool) -> bytes:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", errors="replace")
-
-
-def _check_writable(path: Path) -> None:
-    """Raises InputError if the output cannot be written, before the long generation instead of after it."""
-    if path.is_dir():
-        raise InputError(f"--out: {path} is a directory, expected a file")
-    with _writing(path):
-        tempfile.TemporaryFile(dir=path.parent).close()
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"--out: {path} cannot be written: {error.strerror}") from None

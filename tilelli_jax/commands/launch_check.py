@@ -127,8 +127,8 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
         raise InputError(f"{name}: model.family: expected a network for text, found sae")
     if config.chat is not None:
         raise InputError(f"{name}: chat: expected a run that trains on text, found a section chat")
-    mesh = make_mesh(config.mesh, devices)
     try:
+        mesh = make_mesh(config.mesh, devices)
         config.train.check_shared(batch_devices(mesh))
     except InputError as error:
         raise InputError(f"{name}: {error}") from None

@@ -10,10 +10,11 @@ A field may be a choice of sections, `RoutedConfig | VanillaConfig`; the `Litera
 or omits it. A mapping, `dict[str, NetworkConfig]`, has sections under names that the file chooses.
 """
 
-from tilelli_jax.config.files import find, load, parse_overrides, read_yaml, shipped
+from tilelli_jax.config.files import find, load, overridden, read_yaml, shipped
 from tilelli_jax.config.help import command_line, describe
 from tilelli_jax.config.schema import MAX_INTEGER, Section, setting
 from tilelli_jax.config.tree import differences, dump, from_dict, settings, to_dict
 
 __all__ = ["MAX_INTEGER", "Section", "command_line", "describe", "differences", "dump", "find",
-           "from_dict", "load", "parse_overrides", "read_yaml", "setting", "settings", "shipped", "to_dict"]
+           "from_dict", "load", "overridden", "read_yaml", "setting", "settings", "shipped",
+           "to_dict"]

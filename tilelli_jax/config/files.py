@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.resources
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,31 @@ def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -
     Raises:
         InputError: the file is missing or not YAML, or a key or value does not match the schema.
     """
-    tree: dict[str, Any] = _overridden(overrides, {} if path is None else read_yaml(path))
-    source = "" if path is None else str(path)
-    try:
-        return from_dict(cls, tree, source)
-    except InputError:
-        if overrides:  # blame the file only if it is wrong without the overrides
-            from_dict(cls, {} if path is None else read_yaml(path), source)
-            from_dict(cls, tree, "overrides")
-        raise
+    tree = {} if path is None else read_yaml(path)
+    return overridden(cls, tree, overrides, "" if path is None else str(path))
 
 
-def parse_overrides(overrides: Sequence[str], tree: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Parses `key.sub=value` texts into a tree of nested dicts.
+def overridden(cls: type[T], tree: Mapping[str, Any], overrides: Sequence[str], source: str,
+               option: str = "overrides") -> T:
+    """Builds `cls` from nested mappings, after `key.sub=value` overrides of their keys.
+
+    Args:
+        tree: the mappings; unchanged.
+        overrides: texts `key.sub=value`; each value is read as YAML, or kept as typed if its key is of text.
+        source: names the origin of `tree` in errors.
+        option: names the overrides in errors.
 
     Raises:
-        InputError: a text does not have this form.
+        InputError: a key or value does not match the schema, or an override does not have this form. An error
+            that `tree` has without the overrides names `source`, any other names `option`.
     """
-    def plain(value: Any) -> Any:
-        if isinstance(value, Typed):
-            return value.value
-        return {name: plain(inner) for name, inner in value.items()} if isinstance(value, dict) else value
-    return plain(_overridden(overrides, {} if tree is None else tree))
+    changed = _apply(overrides, copy.deepcopy(dict(tree)))
+    try:
+        return from_dict(cls, changed, source)
+    except InputError as error:
+        if overrides and str(error) != _error_of(cls, tree, source):
+            from_dict(cls, changed, option)
+        raise
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -84,7 +88,15 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(paths) if path.suffix == ".yaml"}
 
 
-def _overridden(overrides: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
+def _error_of(cls: type, tree: Mapping[str, Any], source: str) -> str:
+    try:
+        from_dict(cls, tree, source)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _apply(overrides: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

@@ -54,7 +54,7 @@ def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example
     parser.add_argument_group("settings").add_argument(
         "overrides", nargs="*", metavar="key=value",
         help=f"settings that override the file's, e.g. {example}")
-    parser.example = f"--config {shipped_as}"
+    parser.example = f"--config {shipped_as or 'FILE'}"
     return parser
 
 

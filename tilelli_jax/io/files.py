@@ -304,6 +304,33 @@ def as_json(tree: Any) -> bytes:
     return json.dumps(tree, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
+def check_output(option: str, path: Path | None) -> None:
+    """Checks that a file can be written, before a long computation instead of after it.
+
+    Args:
+        option: option that names the file, for errors.
+        path: the file; None: nothing to check.
+
+    Raises:
+        InputError: the path is a directory, or its directory is missing or cannot be written.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{option}: {path}: expected a file, found a directory")
+    with writing_to(option, path):
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+@contextlib.contextmanager
+def writing_to(option: str, path: Path) -> Iterator[None]:
+    """Raises an InputError that names the option and the file if they cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{option}: {path} cannot be written: {error.strerror}") from None
+
+
 def fingerprint(paths: Iterable[Path]) -> str:
     """Returns a hash of the names and contents of files, independent of their directories.
 

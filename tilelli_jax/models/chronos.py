@@ -10,7 +10,8 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.models.t5 import ChronosConfig, FlaxT5ForConditionalGeneration, continue_ids
+from tilelli_jax.models.t5 import ChronosConfig, FlaxT5ForConditionalGeneration
+from tilelli_jax.models.t5_decoding import continue_ids
 from tilelli_jax.nn.hooks import MakeTap
 from tilelli_jax.parallel.sharding import Mesh, place_rows
 
@@ -96,7 +97,7 @@ class Chronos:
             stream_ids: int `[batch]`, index of each series in the random stream; series with the same index
                 use the same random numbers. Default: 0, 1, ….
             make_tap, aux_model, metadata: edit the encoder's activations in every pass; see
-                `t5.continue_ids`. metadata `[batch, n]` applies to all samples of a series.
+                `t5_decoding.continue_ids`. metadata `[batch, n]` applies to all samples of a series.
             mesh: devices that share the batch; the batch size is a multiple of their number.
 
         Raises:

@@ -26,7 +26,7 @@ from tilelli_jax.io.files import write_together
 from ...inputs.study import provenance_rows
 from ...stages import print_to_stderr
 from ...stats import Interval
-from ...tables import as_json, format_cell, parquet
+from ...tables import format_cell, json_with_nulls, parquet
 from .config import ReleaseConfig, load_config
 from .files import read_release
 from .protocol import THRESHOLDS
@@ -62,7 +62,7 @@ def write(files: Mapping[str, Any], out: Path) -> None:
     Raises:
         InputError: the directory cannot be written.
     """
-    contents = {out / name: parquet(tree) if name.endswith(".parquet") else as_json(tree)
+    contents = {out / name: parquet(tree) if name.endswith(".parquet") else json_with_nulls(tree)
                 for name, tree in files.items()}
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from tilelli_jax.errors import InputError
 
 from ...probes import LADDER
 
-# Other keys of the published configurations; ignored.
+# Other keys of the published files; ignored there.
 OTHER_KEYS = ("default", "dataset", "layer_modules", "causal")
 RUNGS = tuple(rung.name for rung in LADDER)
 
@@ -90,6 +90,5 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ReleaseConfi
     Raises:
         InputError: the file cannot be read, or a key or a value is invalid.
     """
-    tree = config_lib.parse_overrides(overrides, config_lib.read_yaml(path))
-    return config_lib.from_dict(ReleaseConfig, {key: value for key, value in tree.items()
-                                            if key not in OTHER_KEYS}, str(path))
+    tree = {key: value for key, value in config_lib.read_yaml(path).items() if key not in OTHER_KEYS}
+    return config_lib.overridden(ReleaseConfig, tree, overrides, str(path))

@@ -169,7 +169,7 @@ def _column(path: Path, name: str, cells: list[Any], kind: type) -> NDArray[Any]
 
 def _check_rows(valid: NDArray[np.bool_], path: Path, expected: str) -> None:
     if not valid.all():
-        raise InputError(f"{path}: row {int(np.argmin(valid))}: {expected}")
+        raise InputError(f"{path}: row {int(np.argmin(valid)) + 1}: {expected}")
 
 
 # --- Files named by the configuration ------------------------------------------------------------------

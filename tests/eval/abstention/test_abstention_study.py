@@ -103,7 +103,7 @@ def test_a_variant_changes_only_the_parameters_it_trains(study: AbstentionStudy,
 
 
 def test_generation_is_unchanged_where_only_the_head_changes(study: AbstentionStudy) -> None:
-    same = [name for name, variant in VARIANTS.items() if variant.generates_as_before]
+    same = [name for name, variant in VARIANTS.items() if variant.preserves_generation]
     answers = {name: read_columns(study.measured(name, 0) / PROMPTS)["answer"].tolist()
                for name in ("v4", *same)}
     for name in same:
@@ -112,7 +112,7 @@ def test_generation_is_unchanged_where_only_the_head_changes(study: AbstentionSt
     start = store.load(study.network("v4", 0))(ids)
     for name in ("v9", "splice"):
         np.testing.assert_array_equal(start, store.load(study.network(name, 0))(ids))
-    assert {name for name, variant in VARIANTS.items() if not variant.generates_as_before} == {
+    assert {name for name, variant in VARIANTS.items() if not variant.preserves_generation} == {
         "v4", "v5", "v6", "v7", "v8a", "v8b", "router-kl"}
 
 
@@ -140,6 +140,8 @@ def test_the_report(place: Path, done: Path, names: tuple[str, ...]) -> None:
         assert f"| {name} " in text
     for name in ("signal-and-chat", "heads"):
         assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 5000
+    assert "the vertical dotted line is v4's mean accuracy, the horizontal one chance (0.5)." in text
+    assert re.search(r"\| v4 +\|.*\| reference +\|\n", text) and "| closed-book accuracy " in text
     v4, v9, v8b = (results["variants"][name] for name in ("v4", "v9", "v8b"))
     assert HEAD not in v4["signals"] and {"raw_probe", "sae_probe", "lens_entropy", "router_entropy_b1"} <= (
         v4["signals"].keys())
@@ -226,7 +228,7 @@ def test_prompts_without_answers_and_a_network_without_a_router(place: Path, tmp
     notes, text = capsys.readouterr().err, (out / "report.md").read_text()
     assert "note: prompts: fewer than 30" in notes and "note: pairs.files: chat, answerability" in notes
     variant = json.loads((out / "results.json").read_text())["variants"]["v4"]
-    assert variant["known"] is None and variant["drift"] is None
+    assert variant["closed_book_accuracy"] is None and variant["drift"] is None
     assert "router_entropy" not in variant["signals"]
     assert "the prompts have no such answers" in text and "the network has no router" in text
     assert "Data about the built-in village" in text

@@ -49,12 +49,12 @@ FOUR_REGIMES = {"ood_topic": 2.0, "ood_style": 2.0, "long_input": 2.0, "gibberis
 # --- AUROC -----------------------------------------------------------------------------------
 
 
-def test_scores_are_turned_and_checked() -> None:
+def test_scores_are_oriented_and_checked() -> None:
     raw = {"max_softmax_last": np.arange(3.0), "abstain_p": np.arange(6.0).reshape(2, 3)}
-    turned = table(raw, ["in_domain", "gibberish", "mine"])
-    np.testing.assert_array_equal(turned.scores["max_softmax_last"], [[0, -1, -2]])
-    np.testing.assert_array_equal(turned.scores["abstain_p"], raw["abstain_p"])
-    assert turned.other_regimes == ("gibberish", "mine")
+    oriented = table(raw, ["in_domain", "gibberish", "mine"])
+    np.testing.assert_array_equal(oriented.scores["max_softmax_last"], [[0, -1, -2]])
+    np.testing.assert_array_equal(oriented.scores["abstain_p"], raw["abstain_p"])
+    assert oriented.other_regimes == ("gibberish", "mine")
     assert all(decision.direction(name) for name in BASELINES)
     assert table({"x": [1.0]}, ["in_domain"], {"x": -1}).scores["x"] == -1
     for raw, regimes, message in (

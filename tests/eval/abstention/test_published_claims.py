@@ -22,7 +22,7 @@ def interval(point: float, half_width: float = 0.02) -> dict[str, float]:
     return {"point": point, "low": point - half_width, "high": point + half_width}
 
 
-def variant(known: float = 0.9, head: float | None = None, ratio: float | None = None,
+def variant(accuracy: float = 0.9, head: float | None = None, ratio: float | None = None,
             **changed: Any) -> dict[str, Any]:
     names = ("max_softmax_last", "max_softmax_mean", "router_conf", "router_entropy", "router_entropy_var")
     signals = {name: {"cross_regime": interval(0.53), "unanswerable": interval(0.6),
@@ -31,9 +31,10 @@ def variant(known: float = 0.9, head: float | None = None, ratio: float | None =
         signals["abstain_p"] = {"cross_regime": interval(head), "unanswerable": interval(head + 0.05),
                                 "regimes": {}}
     rates = {"in_domain": interval(0.02), "gibberish": interval(1.0, 0.05)}
-    return {"signals": signals, "known": interval(known),
-            "known_relative_to_v4": interval(ratio or known / 0.9, 0.05),
-            "known_by_seed": [known, known], "drift": [0.2, 0.3], "same_answers": [False, False],
+    return {"signals": signals, "closed_book_accuracy": interval(accuracy),
+            "closed_book_accuracy_relative_to_v4": interval(ratio or accuracy / 0.9, 0.05),
+            "closed_book_accuracy_by_seed": [accuracy, accuracy],
+            "drift": [0.2, 0.3], "same_answers": [False, False],
             "regimes": {"in_domain": {"loops": 0.0}},
             "router_conf": {"in_domain": 0.6, **dict.fromkeys(REGIMES, 0.5)},
             "rule": {"verdicts": [{"signal": "router_entropy", "wins": []},
@@ -83,14 +84,14 @@ CASES = [
     ("v4.signals.router_entropy.cross_regime", interval(0.7), interval(0.6), "v4", "near chance"),
     ("v4.signals.max_softmax_last.cross_regime", interval(0.3), interval(0.4), "v4", "near chance"),
     ("v4.signals.max_softmax_mean.regimes.gibberish", interval(0.8), interval(0.88), "v4", "≈ 0.93"),
-    ("v5.known_relative_to_v4", interval(0.6), interval(0.5), "v5", "destroyed"),
-    ("v6.known_relative_to_v4", interval(0.6), interval(0.8), "v6", "survives"),
+    ("v5.closed_book_accuracy_relative_to_v4", interval(0.6), interval(0.5), "v5", "destroyed"),
+    ("v6.closed_book_accuracy_relative_to_v4", interval(0.6), interval(0.8), "v6", "survives"),
     ("v6.signals.router_entropy.regimes.ood_topic", interval(0.8), interval(0.6), "v6", "misleading"),
     ("v6.signals.router_entropy.regimes.gibberish", interval(0.6), interval(0.7), "v6", "misleading"),
     ("v7.signals.abstain_p.cross_regime", interval(0.6), interval(0.71), "v7", "0.76"),
     ("v7.abstention.above_half.gibberish", interval(0.5), interval(0.83), "v7", "93 %"),
     ("v8b.abstention.above_half.gibberish", interval(0.8), interval(0.9), "v8b", "100 %"),
-    ("v8b.known_relative_to_v4", interval(0.9), interval(0.5), "v8b", "garbled"),
+    ("v8b.closed_book_accuracy_relative_to_v4", interval(0.9), interval(0.5), "v8b", "garbled"),
     ("splice.signals.abstain_p.cross_regime", interval(0.8), interval(0.6), "splice", "0.54"),
     ("splice.abstention.above_half.in_domain", interval(0.05), interval(0.17), "splice", "27 %"),
     ("splice.abstention.above_half.in_domain", interval(1.0), interval(0.37), "splice", "27 %")]
@@ -146,9 +147,8 @@ def test_results_and_criteria_as_text(published: dict[str, Any]) -> None:
     expected = {
         ("v7", "abstain_p is 0.76"): ("at least 0.71", "0.760 [0.740, 0.780]"),
         ("v8b", "abstains on 100 %"): ("abstain_p > 0.5 on at least 0.90", "1.000 [0.950, 1.050]"),
-        ("v4", "coherent"): ("accuracy of at least 0.5 on in-domain questions that do not contain their "
-                             "answer, at "
-                             "most 0.1 loops", "0.900 [0.880, 0.920], loops 0"),
+        ("v4", "coherent"): ("closed-book accuracy of at least 0.5, at most 0.1 loops",
+                             "0.900 [0.880, 0.920], loops 0"),
         ("v4", "win no regime"): ("no win by the rule", "most wins 0"),
         ("v8b", "router changes"): ("KL of the routing at least 0.001 nats in every seed", "lowest 0.2"),
         ("splice", "0.54"): ("at most 0.6, and below v7's",
@@ -164,7 +164,7 @@ def test_what_was_not_measured_is_inconclusive(published: dict[str, Any]) -> Non
     """Custom prompts may lack a regime; without a rule there are no wins."""
     del published["variants"]["v7"]["abstention"]["above_half"]["gibberish"]
     published["variants"]["v4"]["rule"] = None
-    change(published, "v4.known", None)
+    change(published, "v4.closed_book_accuracy", None)
     for variant, words, reason in (("v7", "93 %", "not measured"), ("v4", "win no regime", "not measured"),
                                    ("v4", "coherent", "the prompts have no such answers")):
         statement = find_statement(published, variant, words)
@@ -179,19 +179,36 @@ def test_statements_about_missing_variants_are_left_out(published: dict[str, Any
 
 
 def test_a_v4_with_low_accuracy_is_no_reference(published: dict[str, Any]) -> None:
-    for known, chats in ((interval(0.2), False), (None, None)):
-        change(published, "v4.known", known)
+    for accuracy, chats in ((interval(0.2), False), (None, None)):
+        change(published, "v4.closed_book_accuracy", accuracy)
         assert find_statement(published, "v5", "destroyed").reproduced is None
         assert chat_quality(published, "v6") == "inconclusive"
         assert find_statement(published, "v4", "coherent").reproduced is chats
         assert "does not count as coherent" in " ".join(answer_v9(published))
 
 
+@pytest.mark.parametrize(("wins", "most", "reproduced"), [
+    ((), 0, True), (("gibberish", "ood_topic"), 2, False)])
+def test_the_signal_with_the_most_wins_counts(published: dict[str, Any], wins: tuple[str, ...], most: int,
+                                              reproduced: bool) -> None:
+    change(published, "v4.rule.verdicts", [
+        {"signal": "router_entropy", "wins": list(wins)}, {"signal": "router_entropy_var", "wins": []},
+        {"signal": "max_softmax_last", "wins": ["gibberish"] * 5}])  # not the router's
+    statement = find_statement(published, "v4", "win no regime")
+    assert statement.result == f"most wins {most}" and statement.reproduced is reproduced
+
+
+def test_the_lowest_value_of_the_seeds_counts(published: dict[str, Any]) -> None:
+    change(published, "v8b.drift", [0.2, 0.0005])
+    statement = find_statement(published, "v8b", "the router changes")
+    assert statement.result == "lowest 0.0005" and statement.reproduced is False
+
+
 def test_chat_quality(published: dict[str, Any]) -> None:
     for ratio, loops, word in ((interval(0.9), 0.0, "coherent"), (interval(0.8), 0.0, "inconclusive"),
                                (interval(0.7), 0.0, "impaired"), (interval(0.4), 0.0, "garbled"),
                                (interval(0.9), 0.6, "garbled"), (interval(0.9), 0.2, "inconclusive")):
-        change(published, "v6.known_relative_to_v4", ratio)
+        change(published, "v6.closed_book_accuracy_relative_to_v4", ratio)
         change(published, "v6.regimes.in_domain.loops", loops)
         assert chat_quality(published, "v6") == word
 
@@ -220,5 +237,8 @@ def test_the_answer_for_v9(published: dict[str, Any]) -> None:
     published["head_comparisons"][0]["p_holm"] = 0.36
     assert ("the difference is inconclusive: its interval excludes 0, but bootstrap p 0.360 after Holm's "
             "correction is not below 0.05") in " ".join(answer_v9(published))
+    published["head_comparisons"][0]["p_holm"] = None  # all replicates are equal
+    assert ("the difference is inconclusive: its interval excludes 0, but the bootstrap p is "
+            "undefined") in " ".join(answer_v9(published))
     change(published, "v9.same_answers", [True, False])
     assert "defect" in " ".join(answer_v9(published))

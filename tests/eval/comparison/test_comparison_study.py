@@ -136,7 +136,7 @@ def test_report_has_its_figures_and_sentences(done: Path, names: tuple[str, ...]
     assert (done / "differences.parquet").is_file()
     for words in ("The difference is inconclusive (Welch's p",
                   "with 2 seeds the exact p cannot be below 0.333.",
-                  "- 2 of at least 4 seeds: the exact p cannot be below 0.33, so no difference can be",
+                  "- 2 seeds; at least 4 are required: the exact p cannot be below 0.33, so no difference",
                   "With so few runs no difference can be significant",
                   "longer training may rank the models", "p cannot be below 0.5000",
                   "after the last update", "without a search"):
@@ -246,9 +246,13 @@ def test_invalid_configurations(place: Path, tmp_path: Path, monkeypatch: pytest
             **against("model.quantiser=ternary"))
     rejected("other:", "none.yaml: no such file", **against(path=str(place / "none.yaml")))
     rejected("none.txt", texts=[str(place / "none.txt")])
-    rejected("texts: expected at least 1 with different names", texts=["a/one.txt", "b/one.txt"])
-    rejected("models: expected at least 2 with different names, found []", models={})
-    rejected("models: expected at least 2 with different names, found ['a b', 'a-b']",
+    different = "expected names with different file names, found"
+    rejected(f"texts: {different} 'a/one.txt' and 'b/one.txt' (both 'one')",
+             texts=["stories", "a/one.txt", "b/one.txt"])
+    rejected(f"texts: {different} 'x' and 'x' (both 'x')", texts=["x", "x"])
+    rejected("texts: expected at least 1, found []", texts=[])
+    rejected("models: expected at least 2, found []", models={})
+    rejected(f"models: {different} 'a b' and 'a-b' (both 'a-b')",
             models={"a b": {"train": routed}, "a-b": {"train": routed}})
     rejected("models.other.path: expected a network's directory, or train",
             models={"full": {"train": routed}, "other": {}})

@@ -1,4 +1,4 @@
-"""The subject of Chronos: random numbers belong to the window, and no split leaks future values."""
+"""The data of Chronos: random numbers belong to the window, and no split leaks future values."""
 
 from __future__ import annotations
 
@@ -53,53 +53,54 @@ def study(directory: Path, layers: tuple[int, ...] = (2, 0), hook: str = "encode
 
 
 @pytest.fixture(scope="module")
-def subject(directory: Path) -> ChronosData:
+def study_data(directory: Path) -> ChronosData:
     return ChronosData(study(directory))
 
 
 @pytest.fixture(scope="module")
-def chronos(subject: ChronosData, directory: Path) -> Chronos:
-    return subject.open(subject.config.network, str(directory))
+def chronos(study_data: ChronosData, directory: Path) -> Chronos:
+    return study_data.open(study_data.config.network, str(directory))
 
 
-def test_windows_and_groups(subject: ChronosData, directory: Path) -> None:
-    assert len(subject) == len(STARTS) and subject.metadata["start"] == STARTS
-    for start, context, future in zip(STARTS, subject.windows.contexts, subject.windows.futures, strict=True):
+def test_windows_and_groups(study_data: ChronosData, directory: Path) -> None:
+    assert len(study_data) == len(STARTS) and study_data.metadata["start"] == STARTS
+    windows = study_data.windows
+    for start, context, future in zip(STARTS, windows.contexts, windows.futures, strict=True):
         np.testing.assert_array_equal([*context, *future], VALUES[start:start + CONTEXT + HORIZON])
-    assert subject.groups.tolist() == [str(start // (CONTEXT + HORIZON)) for start in STARTS]
+    assert study_data.groups.tolist() == [str(start // (CONTEXT + HORIZON)) for start in STARTS]
     # Windows of a group start within one span; groups that are two apart do not overlap.
     for i, a in enumerate(STARTS):
         for j, b in enumerate(STARTS):
-            apart = abs(int(subject.groups[i]) - int(subject.groups[j]))
+            apart = abs(int(study_data.groups[i]) - int(study_data.groups[j]))
             assert apart > 0 or abs(a - b) < CONTEXT + HORIZON
             assert apart < 2 or abs(a - b) >= CONTEXT + HORIZON
-    assert subject.fingerprint == ChronosData(study(directory, stride=7)).fingerprint  # of the data
-    assert subject.fingerprint != ChronosData(study(directory, column="date")).fingerprint
+    assert study_data.fingerprint == ChronosData(study(directory, stride=7)).fingerprint  # of the data
+    assert study_data.fingerprint != ChronosData(study(directory, column="date")).fingerprint
 
 
-def test_results_do_not_depend_on_the_other_items(subject: ChronosData, chronos: Chronos) -> None:
+def test_results_do_not_depend_on_the_other_items(study_data: ChronosData, chronos: Chronos) -> None:
     """The random numbers depend on the item number only."""
-    together = subject.measure(chronos, range(len(subject)), (2, 0))
-    assert set(together.numbers) == {"amount", "mase"} and (together.numbers["amount"] > 0).all()
-    parts = [subject.measure(chronos, items, (2, 0)) for items in (range(5), range(5, len(subject)))]
+    together = study_data.measure(chronos, range(len(study_data)), (2, 0))
+    assert set(together.numbers) == {"loss", "mase"} and (together.numbers["loss"] > 0).all()
+    parts = [study_data.measure(chronos, items, (2, 0)) for items in (range(5), range(5, len(study_data)))]
     for name, values in together.numbers.items():
         np.testing.assert_array_equal(np.concatenate([part.numbers[name] for part in parts]), values)
     for layer in (0, 2):
         found = [values for part in parts for values in part.activations[layer]]
-        assert len(found) == len(subject) and found[0].shape == (CONTEXT + 1, 12)
+        assert len(found) == len(study_data) and found[0].shape == (CONTEXT + 1, 12)
         np.testing.assert_array_equal(found, together.activations[layer])
     chosen = [20, 3]
-    subset = subject.measure(chronos, chosen, ())
-    np.testing.assert_array_equal(subset.numbers["amount"], together.numbers["amount"][chosen])
+    subset = study_data.measure(chronos, chosen, ())
+    np.testing.assert_array_equal(subset.numbers["loss"], together.numbers["loss"][chosen])
     assert subset.activations == {}
 
 
-def test_measurements(subject: ChronosData, chronos: Chronos) -> None:
-    found = subject.measure(chronos, range(3), (2, 0))
+def test_measurements(study_data: ChronosData, chronos: Chronos) -> None:
+    found = study_data.measure(chronos, range(3), (2, 0))
     contexts = np.array([VALUES[start:start + CONTEXT] for start in STARTS[:3]])
     futures = np.array([VALUES[start + CONTEXT:start + CONTEXT + HORIZON] for start in STARTS[:3]])
     samples = chronos.predict(contexts, HORIZON, num_samples=4, seed=5)
-    np.testing.assert_allclose(found.numbers["amount"], crps(samples, futures).mean(axis=-1), rtol=1e-6)
+    np.testing.assert_allclose(found.numbers["loss"], crps(samples, futures).mean(axis=-1), rtol=1e-6)
     np.testing.assert_allclose(found.numbers["mase"], series.scores(samples, contexts, futures, 4)[1],
                                rtol=1e-6)
     for layer in (0, 2):
@@ -117,59 +118,60 @@ def test_the_next_shard_does_not_recompile(directory: Path, chronos: Chronos, tm
         traced.append((*ids.shape, len(tap.record)))
         return encode(self, ids, mask, tap)
     monkeypatch.setattr(FlaxT5ForConditionalGeneration, "encode_tapped", counting)
-    subject = ChronosData(study(directory, layers=(1,), context=18))  # a shape that no other test uses
-    extract(tmp_path, subject, chronos, range(len(subject)), (1,), 5)
+    study_data = ChronosData(study(directory, layers=(1,), context=18))  # a shape that no other test uses
+    extract(tmp_path, study_data, chronos, range(len(study_data)), (1,), 5)
     assert len(list(tmp_path.glob("shard-*"))) == 5
     assert sorted(traced) == [(4, 19, 0), (4, 19, 1)]  # one for the forecasts, one for the activations
-    assert Extraction(tmp_path).positions.tolist() == [19] * len(subject)
+    assert Extraction(tmp_path).positions.tolist() == [19] * len(study_data)
 
 
-def test_split_and_folds_go_forward(subject: ChronosData, directory: Path) -> None:
+def test_split_and_folds_go_forward(study_data: ChronosData, directory: Path) -> None:
     span = CONTEXT + HORIZON
-    split = subject.split({})
+    split = study_data.split({})
     cut = int(0.7 * TIME)
     assert split.tolist() == ["train" if start + span <= cut else "test" if start >= cut + span else "purge"
                               for start in STARTS]
     train = np.flatnonzero(split == "train")
     labels = np.arange(len(train)) % 2
-    folds = subject.folds(labels, train, 5)
+    folds = study_data.folds(labels, train, 5)
     assert len(folds) >= 2
     for fit, held in folds:
         assert max(STARTS[i] for i in train[fit]) + span <= min(STARTS[i] for i in train[held])
-    assert subject.folds(labels[:2], train[:2], 5) == []  # too few for two folds
+    assert study_data.folds(labels[:2], train[:2], 5) == []  # too few for two folds
     # With fewer windows, the split covers only these.
     few = ChronosData(study(directory, items=20))
     assert len(few) == 20 and few.length == STARTS[19] + span
     assert set(few.split({}).tolist()) == {"train", "test", "purge"}
 
 
-def test_blocks(subject: ChronosData) -> None:
-    found = subject.blocks({}, subject.split({}))
+def test_blocks(study_data: ChronosData) -> None:
+    found = study_data.blocks({}, study_data.split({}))
     assert list(found) == ["cheap"] and found["cheap"].names == cheap.SERIES_STATISTICS
-    np.testing.assert_array_equal(found["cheap"].values, cheap.series_statistics(subject.windows.contexts, 4))
+    np.testing.assert_array_equal(found["cheap"].values,
+                                  cheap.series_statistics(study_data.windows.contexts, 4))
 
 
-def test_activation_rows(subject: ChronosData, chronos: Chronos) -> None:
+def test_activation_rows(study_data: ChronosData, chronos: Chronos) -> None:
     """Every window occurs once, with all positions, in an order that depends on the seed."""
     items = [1, 4, 9, 10, 17]
-    found = list(subject.activation_rows(chronos, items, 2))
-    expected = subject.measure(chronos, items, (2,)).activations[2]
+    found = list(study_data.activation_rows(chronos, items, 2))
+    expected = study_data.measure(chronos, items, (2,)).activations[2]
     order = np.random.default_rng(5).permutation(items).tolist()
     assert order != items
     for values, item in zip(found, order, strict=True):
         np.testing.assert_allclose(values, expected[items.index(item)], atol=1e-5)
 
 
-def test_patched_losses_do_not_depend_on_the_other_items(subject: ChronosData, chronos: Chronos) -> None:
+def test_patched_losses_do_not_depend_on_the_other_items(study_data: ChronosData, chronos: Chronos) -> None:
     sae = TopKSAE(SAEConfig(d_model=12, n_latents=48, k=4), rngs=nnx.Rngs(1))
-    losses = subject.patched_losses(chronos, sae, range(8), [3], 1, "all")
+    losses = study_data.patched_losses(chronos, sae, range(8), [3], 1, "all")
     assert losses.shape == (8, 3) and (losses[:, 0] != losses[:, 1]).any()
-    np.testing.assert_array_equal(subject.patched_losses(chronos, sae, [6, 1], [3], 1, "all"),
+    np.testing.assert_array_equal(study_data.patched_losses(chronos, sae, [6, 1], [3], 1, "all"),
                                   losses[[6, 1]])
-    natural = chronos.predict(subject.windows.contexts[:8], 2, num_samples=3, seed=5)
-    np.testing.assert_allclose(losses[:, 0], crps(natural, subject.windows.futures[:8, :2]).mean(axis=-1),
+    natural = chronos.predict(study_data.windows.contexts[:8], 2, num_samples=3, seed=5)
+    np.testing.assert_allclose(losses[:, 0], crps(natural, study_data.windows.futures[:8, :2]).mean(axis=-1),
                                rtol=1e-6)
-    boundary = subject.patched_losses(chronos, sae, range(8), [], 1, "boundary")
+    boundary = study_data.patched_losses(chronos, sae, range(8), [], 1, "boundary")
     np.testing.assert_allclose(boundary[:, 0], losses[:, 0], rtol=1e-6)
     assert (boundary[:, 1] != losses[:, 1]).any()
 
@@ -177,8 +179,8 @@ def test_patched_losses_do_not_depend_on_the_other_items(subject: ChronosData, c
 def test_nonfinite_activations_are_reported(directory: Path, chronos: Chronos, tmp_path: Path,
                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the item number, even in a later shard."""
-    subject = ChronosData(study(directory, dtype="float16"))
-    huge = subject.windows.contexts[13]
+    study_data = ChronosData(study(directory, dtype="float16"))
+    huge = study_data.windows.contexts[13]
 
     def corrupted(chronos: Any, contexts: np.ndarray, **options: Any) -> Iterator[tuple[int, np.ndarray]]:
         for i, values in encoder_activations(chronos, contexts, **options):
@@ -187,16 +189,16 @@ def test_nonfinite_activations_are_reported(directory: Path, chronos: Chronos, t
             yield i, values
     monkeypatch.setattr(module, "encoder_activations", corrupted)
     with pytest.raises(InputError) as caught:
-        extract(tmp_path, subject, chronos, range(len(subject)), (2, 0), 10)
+        extract(tmp_path, study_data, chronos, range(len(study_data)), (2, 0), 10)
     assert_one_line(f"error: {caught.value}\n", "item 13, layer 0: activations are not finite as float16")
     assert [file.name for file in tmp_path.iterdir()] == ["shard-00000.safetensors"]
     with pytest.raises(InputError, match=r"^item 13, layer 0"):
-        subject.measure(chronos, [2, 13], (0,))
+        study_data.measure(chronos, [2, 13], (0,))
     with pytest.raises(InputError, match=r"^item 13, layer 0"):
-        list(subject.activation_rows(chronos, [2, 13, 14], 0))
+        list(study_data.activation_rows(chronos, [2, 13, 14], 0))
 
 
-def test_unsuitable_inputs_are_rejected(directory: Path, subject: ChronosData, chronos: Chronos,
+def test_unsuitable_inputs_are_rejected(directory: Path, study_data: ChronosData, chronos: Chronos,
                                 tmp_path: Path) -> None:
     for hook, layers, message in (("encoder.resid_pots", (0,), "extract.hook: expected one of encoder."),
                                 ("decoder.resid_post", (0,), "extract.hook: expected one of encoder."),
@@ -214,7 +216,7 @@ def test_unsuitable_inputs_are_rejected(directory: Path, subject: ChronosData, c
     config = VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2)
     store.save(random_network(config, 0)[0], tmp_path)
     with pytest.raises(InputError) as caught:
-        subject.open(NetworkConfig(path=str(tmp_path)), str(tmp_path))
+        study_data.open(NetworkConfig(path=str(tmp_path)), str(tmp_path))
     assert_one_line(f"error: {caught.value}\n", str(tmp_path), "expected a Chronos model, found family "
                                                                "vanilla")
 

@@ -17,7 +17,7 @@ from tilelli_jax.errors import InputError
 
 
 class FakeStudyData:
-    """A subject whose values depend on the item number; it is interrupted after `stop` calls."""
+    """Data whose values depend on the item number; it is interrupted after `stop` calls."""
 
     def __init__(self, stop: int = -1, dtype: type = np.float16) -> None:
         self.calls: list[list[int]] = []
@@ -28,7 +28,7 @@ class FakeStudyData:
         if len(self.calls) == self.stop:
             raise KeyboardInterrupt
         self.calls.append(list(items))
-        numbers = {"amount": np.sqrt(np.array(items, float)), "picked": np.array(items) % 4}
+        numbers = {"loss": np.sqrt(np.array(items, float)), "picked": np.array(items) % 4}
         return Measurements(numbers, {layer: [self.values(i, layer) for i in items] for layer in layers})
 
     def values(self, item: int, layer: int) -> np.ndarray:
@@ -44,25 +44,25 @@ def contents(path: Path, layers: Sequence[int]) -> list[Any]:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_values_survive_the_round_trip(dtype: type, tmp_path: Path) -> None:
-    subject, items = FakeStudyData(dtype=dtype), [3, 7, 4, 20, 21, 1, 0]  # the order of extraction
-    extract(tmp_path, subject, None, items, (5, 2), 3)
-    assert subject.calls == [[3, 7, 4], [20, 21, 1], [0]]
+    study_data, items = FakeStudyData(dtype=dtype), [3, 7, 4, 20, 21, 1, 0]  # the order of extraction
+    extract(tmp_path, study_data, None, items, (5, 2), 3)
+    assert study_data.calls == [[3, 7, 4], [20, 21, 1], [0]]
     found = Extraction(tmp_path)
     assert found.items.tolist() == items and found.positions.tolist() == [1 + i % 3 for i in items]
-    assert found.numbers["amount"].tolist() == [np.sqrt(i) for i in items]
+    assert found.numbers["loss"].tolist() == [np.sqrt(i) for i in items]
     assert found.numbers["picked"].tolist() == [i % 4 for i in items]
     for layer in (2, 5):
         values = list(found.activations(layer))
         assert len(values) == len(items)
         for item, value in zip(items, values, strict=True):
             assert value.dtype == dtype
-            np.testing.assert_array_equal(value, subject.values(item, layer))
+            np.testing.assert_array_equal(value, study_data.values(item, layer))
     table = read_columns(tmp_path / "metadata.parquet")
-    assert list(table) == ["item", "prompt", "start", "amount", "picked", "positions", "shard"]
+    assert list(table) == ["item", "prompt", "start", "loss", "picked", "positions", "shard"]
     assert table["item"].tolist() == items and table["shard"].tolist() == [0, 0, 0, 1, 1, 1, 2]
     assert table["prompt"].tolist() == [f"prompt {i}" for i in items]
     assert table["start"].tolist() == [2 * i for i in items]
-    assert table["amount"].tolist() == found.numbers["amount"].tolist()
+    assert table["loss"].tolist() == found.numbers["loss"].tolist()
     assert table["positions"].tolist() == found.positions.tolist()
 
 

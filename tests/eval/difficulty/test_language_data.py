@@ -1,4 +1,4 @@
-"""The subject of language models: its items, their split, and the network's activations."""
+"""The data of language models: its items, their split, and the network's activations."""
 
 from __future__ import annotations
 
@@ -87,27 +87,27 @@ def hellaswag(tmp_path: Path, rows: int = 24) -> HellaSwagConfig:
 def test_stored_activations_match_each_text_alone(skip: int, language: Language, alone: Any,
                                                   tmp_path: Path) -> None:
     """Reads the shards from disk, in order, and compares them with runs of single texts."""
-    subject = LanguageData(study(story(tmp_path), positions="all", skip=skip))
-    assert len(subject) == 15
-    extract(tmp_path, subject, language, range(15), (0, 1), 4)
+    study_data = LanguageData(study(story(tmp_path), positions="all", skip=skip))
+    assert len(study_data) == 15
+    extract(tmp_path, study_data, language, range(15), (0, 1), 4)
     found = Extraction(tmp_path)
     assert found.items.tolist() == list(range(15)) and found.positions.tolist() == [16 - skip] * 15
     for layer in (0, 1):
         for i, values in enumerate(found.activations(layer)):
-            expected = alone(encode(subject.questions[i].prompt))[layer, skip:]
+            expected = alone(encode(study_data.questions[i].prompt))[layer, skip:]
             np.testing.assert_allclose(values, expected, atol=1e-5)
     table = read_columns(tmp_path / "metadata.parquet")
     assert table["item"].tolist() == list(range(15))
-    assert table["prompt"].tolist() == subject.metadata["prompt"]
+    assert table["prompt"].tolist() == study_data.metadata["prompt"]
     assert table["prompt_tokens"].tolist() == [16] * 15 and table["answer_tokens"].tolist() == [4] * 15
 
 
 def test_no_value_depends_on_the_size_of_the_shards(language: Language, tmp_path: Path) -> None:
-    subject, found = LanguageData(study(story(tmp_path))), []
+    study_data, found = LanguageData(study(story(tmp_path))), []
     for size in (4, 15):
         path = tmp_path / str(size)
         path.mkdir()
-        extract(path, subject, language, range(15), (0, 1), size)
+        extract(path, study_data, language, range(15), (0, 1), size)
         extraction = Extraction(path)
         found.append([extraction.numbers, list(extraction.activations(0)), list(extraction.activations(1))])
     for name in found[0][0]:
@@ -124,14 +124,14 @@ def test_nonfinite_activations_are_reported(positions: Any, tmp_path: Path) -> N
     arrays["embed.kernel"][ord("Z")] = 1e6
     network = Language(from_arrays(CONFIG, arrays), SimpleNamespace(encode=encode))
     data = story(tmp_path)
-    subject = LanguageData(study(data, positions=positions, dtype="float16"))
-    question = subject.questions[9]
-    subject.questions[9] = question._replace(prompt=question.prompt[:-1] + "Z")
+    study_data = LanguageData(study(data, positions=positions, dtype="float16"))
+    question = study_data.questions[9]
+    study_data.questions[9] = question._replace(prompt=question.prompt[:-1] + "Z")
     for items in (range(15), [1, 3, 4, 5, 6, 9, 11]):
         path = tmp_path / str(len(items))
         path.mkdir()
         with pytest.raises(InputError) as caught:
-            extract(path, subject, network, items, (1,), 4)
+            extract(path, study_data, network, items, (1,), 4)
         assert_one_line(f"error: {caught.value}\n", "item 9, layer 1: activations are not finite as float16")
         assert [file.name for file in sorted(path.iterdir())] == [
             f"shard-{i:05}.safetensors" for i in range(2 if len(items) == 15 else 1)]
@@ -139,9 +139,9 @@ def test_nonfinite_activations_are_reported(positions: Any, tmp_path: Path) -> N
 
 def test_activation_rows(language: Language, alone: Any, tmp_path: Path) -> None:
     """Each text occurs once, with all positions of prompt and answer except the first."""
-    subject = LanguageData(study(story(tmp_path)))
-    found = list(subject.activation_rows(language, [3, 9], 1))
-    questions = [subject.questions[i] for i in (3, 9)]
+    study_data = LanguageData(study(story(tmp_path)))
+    found = list(study_data.activation_rows(language, [3, 9], 1))
+    questions = [study_data.questions[i] for i in (3, 9)]
     expected = [alone(encode(question.prompt + question.endings[0]))[1, 1:] for question in questions]
     order = [0, 1] if np.allclose(found[0], expected[0], atol=1e-5) else [1, 0]
     for values, i in zip(found, order, strict=True):
@@ -150,17 +150,17 @@ def test_activation_rows(language: Language, alone: Any, tmp_path: Path) -> None
 
 def test_wrong_answers(language: Language, tmp_path: Path) -> None:
     """An item is hard, and an error, if a wrong ending has the lowest NLL."""
-    subject = LanguageData(study(hellaswag(tmp_path), SplitConfig(max_similarity=2)))
-    extract(tmp_path, subject, language, range(24), (1,), 7)
+    study_data = LanguageData(study(hellaswag(tmp_path), SplitConfig(max_similarity=2)))
+    extract(tmp_path, study_data, language, range(24), (1,), 7)
     found = Extraction(tmp_path)
     assert found.positions.tolist() == [4] * 24
-    nats = subject._scorer(language, (1,)).score(subject.questions).ending_nll
+    nats = study_data._scorer(language, (1,)).score(study_data.questions).ending_nll
     right = np.arange(24) % 4
-    np.testing.assert_allclose(found.numbers["amount"], nats[np.arange(24), right], atol=1e-6)
+    np.testing.assert_allclose(found.numbers["loss"], nats[np.arange(24), right], atol=1e-6)
     np.testing.assert_array_equal(found.numbers["picked"], nats.argmin(axis=1))
     wrong = nats.argmin(axis=1) != right
     assert 0 < wrong.sum() < 24
-    make_items(tmp_path, subject, found, subject.config)
+    make_items(tmp_path, study_data, found, study_data.config)
     items = read_items(tmp_path)
     assert items.hard.tolist() == wrong.tolist() == items.error.tolist()
     assert items.domain.tolist() == ["activitynet", "wikihow"] * 12
@@ -168,12 +168,13 @@ def test_wrong_answers(language: Language, tmp_path: Path) -> None:
 
 
 def test_blocks(language: Language, tmp_path: Path) -> None:
-    subject = LanguageData(study(story(tmp_path)))
+    study_data = LanguageData(study(story(tmp_path)))
     numbers = {"prompt_nll": np.arange(15.0), "answer_tokens": np.arange(1, 16)}
     split = np.where(np.arange(15) < 9, "train", "test")
-    found = subject.blocks(numbers, split)
+    found = study_data.blocks(numbers, split)
     assert list(found) == ["cheap", "nll", "length"]
-    expected = cheap.prompt_statistics(subject.metadata["prompt"], split == "train", subject.groups.tolist())
+    expected = cheap.prompt_statistics(study_data.metadata["prompt"], split == "train",
+                                       study_data.groups.tolist())
     assert found["cheap"].names == tuple(expected)
     np.testing.assert_array_equal(found["cheap"].values, np.stack(list(expected.values()), axis=1))
     np.testing.assert_array_equal(found["nll"].values[:, 0], numbers["prompt_nll"])
@@ -185,10 +186,10 @@ def test_splits(tmp_path: Path) -> None:
     numbers = {"prompt_nll": np.array([0.1, *[3.0] * 14])}
     in_order = LanguageData(study(data, SplitConfig(by="order", train=0.6))).split(numbers)
     assert in_order.tolist() == ["purge", *["train"] * 8, *["test"] * 6]
-    subject = LanguageData(study(data, SplitConfig(by="group")))
-    found = subject.split(numbers)
+    study_data = LanguageData(study(data, SplitConfig(by="group")))
+    found = study_data.split(numbers)
     assert found[0] == "purge" and set(found[1:].tolist()) == {"train", "test"}
-    assert not set(subject.groups[found == "train"]) & set(subject.groups[found == "test"])
+    assert not set(study_data.groups[found == "train"]) & set(study_data.groups[found == "test"])
     unpurged = LanguageData(study(data, SplitConfig(by="group", memorized_nll=0.0))).split(numbers)
     assert unpurged[0] != "purge" and unpurged[1:].tolist() == found[1:].tolist()
     with pytest.raises(InputError, match=r"^split.by: expected at least two groups, found 1 \(for"):
@@ -196,15 +197,15 @@ def test_splits(tmp_path: Path) -> None:
 
 
 def test_folds_keep_groups(tmp_path: Path) -> None:
-    subject = LanguageData(study(story(tmp_path)))
+    study_data = LanguageData(study(story(tmp_path)))
     train = np.arange(1, 15)
     labels = np.arange(14) % 2
-    folds = subject.folds(labels, train, 5)
+    folds = study_data.folds(labels, train, 5)
     assert len(folds) >= 2
     for fit, held in folds:
-        assert not set(subject.groups[train[fit]]) & set(subject.groups[train[held]])
-    assert subject.folds(np.array([0, 1]), train[:2], 5) == []  # too few for two folds
-    assert subject.folds(np.array([0, 0, 0, 1]), train[:4], 5) == []
+        assert not set(study_data.groups[train[fit]]) & set(study_data.groups[train[held]])
+    assert study_data.folds(np.array([0, 1]), train[:2], 5) == []  # too few for two folds
+    assert study_data.folds(np.array([0, 0, 0, 1]), train[:4], 5) == []
 
 
 def test_few_groups_make_few_folds_or_an_error(tmp_path: Path) -> None:
@@ -212,11 +213,11 @@ def test_few_groups_make_few_folds_or_an_error(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two", "three", "four")))
     data = TextConfig(source=str(text), prompt=16, ending=4)
-    subject = LanguageData(study(data))
-    train = np.flatnonzero(subject.split({"prompt_nll": np.full(len(subject), 3.0)}) == "train")
-    n_groups = len(set(subject.groups[train]))
+    study_data = LanguageData(study(data))
+    train = np.flatnonzero(study_data.split({"prompt_nll": np.full(len(study_data), 3.0)}) == "train")
+    n_groups = len(set(study_data.groups[train]))
     assert 2 <= n_groups <= 3
-    assert len(subject.folds(np.arange(len(train)) % 2, train, 5)) == n_groups
+    assert len(study_data.folds(np.arange(len(train)) % 2, train, 5)) == n_groups
     text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two")))
     with pytest.raises(InputError, match=r"^split.by: .* two groups in the train split.*, found 1 "):
         LanguageData(study(data))

@@ -128,6 +128,12 @@ def check_cascade(root: Path, column: str, costs: tuple[float, float], cheap: np
     assert point["mean_error"] == pytest.approx(np.where(routed, expensive, cheap).mean())
 
 
+def test_a_text_that_looks_like_a_number_is_kept(tmp_path: Path) -> None:
+    path, _ = make(tmp_path, "llm")
+    config = load_config(path, ["causal_model=007", "experiment=2024", "seed=7"])
+    assert (config.causal_model, config.experiment, config.seed) == ("007", "2024", 7)
+
+
 def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, columns = make(tmp_path, "llm")
     assert run(tmp_path) == 0

@@ -109,7 +109,7 @@ def test_results_agree_with_the_tables(done: Path) -> None:
             "the recalibrated probe is that of the ladder")
     large = Extraction(stage(done, "large_model"))
     assert large.items.tolist() == scores["item"].tolist()
-    assert results["cascade"]["always_large"] == pytest.approx(large.numbers["amount"].mean())
+    assert results["cascade"]["always_large"] == pytest.approx(large.numbers["loss"].mean())
     for positions in ("all", "boundary"):
         losses = read_columns(stage(done, "causal-1") / f"losses-{positions}.parquet")
         effects = results["causal"]["positions"][positions]
@@ -120,7 +120,7 @@ def test_results_agree_with_the_tables(done: Path) -> None:
             assert effect["items_changed"] == int((losses[latent] != losses["reconstructed"]).sum())
     # The unpatched loss is the extracted one.
     table = read_columns(stage(done, "items") / "items.parquet")
-    np.testing.assert_allclose(losses["natural"], table["amount"][losses["item"]], atol=1e-5)
+    np.testing.assert_allclose(losses["natural"], table["loss"][losses["item"]], atol=1e-5)
 
 
 def test_the_autoencoder_is_evaluated_on_test_items(done: Path) -> None:
@@ -144,6 +144,16 @@ def test_the_report_names_latents_that_are_never_active(done: Path) -> None:
     patched = [text for text in conclusions_of(results) if text.startswith("Positions patched: ")]
     assert len(patched) == 2 and all(
         text.endswith(f"their controls. Never active at these positions: {first}.") for text in patched)
+
+
+def test_with_few_groups_every_comparison_is_inconclusive(done: Path) -> None:
+    results = json.loads((done / "results.json").read_text())["layers"]["1"]
+    results["probe"]["groups"] = 19
+    text = " ".join(conclusions_of(results))
+    assert "form 19 groups; at least 20 are required" in text and "at equal cost: inconclusive." in text
+    assert text.count(": inconclusive.") == 2 + text.count("AUROC, corrected p ") >= 5
+    for words in ("chance", "significant gain", "significant loss", "not significant", "better", "worse"):
+        assert words not in text
 
 
 def test_the_calibration_table_is_folded(done: Path) -> None:
@@ -206,7 +216,7 @@ def test_an_interrupted_extraction_resumes(place: Path, tmp_path: Path, monkeypa
     assert main(["--config", config, "--stage", "extract"]) == 0
     assert first_items == [0, -1, 100, 200]
     ours, theirs = (Extraction(stage(out, "extract")) for out in (tmp_path / "out", done))
-    np.testing.assert_array_equal(ours.numbers["amount"], theirs.numbers["amount"])
+    np.testing.assert_array_equal(ours.numbers["loss"], theirs.numbers["loss"])
     for a, b in zip(ours.activations(1), theirs.activations(1), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -259,7 +269,9 @@ def test_unsuitable_autoencoders_are_rejected(kind: str, message: str, place: Pa
     ({"extract": {"layers": []}}, "extract.layers: expected different layers"),
     ({"extract": {"layers": [2]}}, "extract.layers: expected 0 to 1, found 2"),
     ({"extract": {"layers": [1], "hook": "embed"}}, "extract.hook: expected one of"),
-    ({"network": {"path": "nowhere"}}, "nowhere: expected the directory of a network, found nothing"),
+    ({"network": {"path": "nowhere"}},
+     "network.path: nowhere: expected the directory of a network, found nothing"),
+    ({"sae": {"path": "runs/{x}-{layer}"}}, "runs/{x}-1"), ({"sae": {"path": "a{"}}, "a{"),
     ({"network": {}}, "network.path: expected a network's directory, or train"),
     ({"cascade": {"large": 0.5}}, "cascade.large: expected more than small"),
     ({"causal": {"positions": ["some"]}}, "causal.positions[0]: expected all or boundary, found text 'some'"),
@@ -350,7 +362,7 @@ def series(tmp_path: Path) -> Iterator[Path]:
                       d_hidden=24,
                       chronos=ChronosConfig(n_tokens=60, context_length=32, prediction_length=8))
     store.save(store.build(config, 0), tmp_path / "chronos")
-    store.save(store.build(SAEConfig(d_model=16, n_latents=40, k=5), 0), tmp_path / "sae")
+    store.save(store.build(SAEConfig(d_model=16, n_latents=40, k=5), 0), tmp_path / "1" / "sae")
     rng, time = np.random.default_rng(0), np.arange(1400)
     values = 3 + np.sin(time / 4) + (0.1 + (np.sin(time / 50) > 0)) * rng.standard_normal(1400)
     (tmp_path / "series.csv").write_text("date,OT\n" + "\n".join(f"{t},{v}" for t, v in enumerate(values)))
@@ -365,7 +377,8 @@ def test_series(series: Path) -> None:
                                   "horizon": 8, "stride": 8, "season": 12, "samples": 8},
         "network": {"path": str(series / "chronos")}, "large_model": {"path": str(series / "chronos")},
         "extract": {"layers": [1], "hook": "encoder.resid_post", "skip": 0, "shard_items": 64},
-        "sae": {"path": str(series / "sae"), "force": True}, "probe": {"replicates": 400, "jobs": 1},
+        "sae": {"path": str(series / "{layer}" / "sae"), "force": True}, "labels": {"quantile": 0.725},
+        "probe": {"replicates": 400, "jobs": 1},
         "causal": {"items": 12, "controls": 2, "samples": 4, "horizon": 8, "latents": 2}}
     assert main(["--config", write(series / "tiny.yaml", config)]) == 0
     found = json.loads((out / "results.json").read_text())
@@ -382,7 +395,9 @@ def test_series(series: Path) -> None:
         same = losses[latent] == losses["reconstructed"]
         assert same.mean() == pytest.approx(1 - results["causal"]["positions"]["boundary"]["chosen"][latent][
             "items_changed"] / 12)
-    assert "autoencoder fails a quality check" in (out / "report.md").read_text()
+    text = (out / "report.md").read_text()
+    assert "autoencoder fails a quality check" in text
+    assert "if its CRPS is at least the 72.5 % quantile of the train items" in text
 
 
 SHIPPED = sorted((ROOT / "configs").glob("difficulty-*.yaml"))

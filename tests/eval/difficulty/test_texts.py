@@ -36,7 +36,7 @@ def test_rows_become_questions() -> None:
 
 @pytest.mark.parametrize("label", ["", "4", -1, None])
 def test_a_label_must_be_the_index_of_an_ending(label: Any) -> None:
-    with pytest.raises(InputError, match=r"^x: row 1: expected the columns ctx_a"):
+    with pytest.raises(InputError, match=r"^x: row 2: expected the columns ctx_a"):
         texts.hellaswag([HELLASWAG, HELLASWAG | {"label": label}], "x")
 
 
@@ -128,7 +128,9 @@ def test_similar_and_memorized_prompts_are_purged() -> None:
 
 
 @pytest.mark.parametrize(("content", "parts"), [
-    ("[]", ["expected rows"]), ("{", ["line 1: not JSON"]), ('[{"context": "a"}]', ["row 0", "question"])])
+    ("[]", ["expected rows"]), ("{", ["line 1: not JSON"]),
+    ('[{"context": "a"}]', ["row 1: question: expected text, found nothing; "]),
+    ('[{"context": "a", "question": null}]', ["row 1: question: expected text, found None; "])])
 def test_invalid_input(content: str, parts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "squad.json"
     path.write_text(content)
@@ -141,7 +143,7 @@ def test_invalid_input(content: str, parts: list[str], tmp_path: Path) -> None:
 def test_an_invalid_label_is_rejected(label: Any) -> None:
     row = {"ctx_a": "a", "ctx_b": "", "endings": ["b"] * 4, "activity_label": "c"}
     assert texts.hellaswag([row | {"label": "3"}], "here")[0].right == 3
-    with pytest.raises(InputError, match=r"^here: row 1: expected the columns ctx_a, ctx_b, endings"):
+    with pytest.raises(InputError, match=r"^here: row 2: expected the columns ctx_a, ctx_b, endings"):
         texts.hellaswag([row | {"label": 0}, row | {"label": label}], "here")
 
 

@@ -73,10 +73,10 @@ def write(path: Path, columns: dict[str, list[Any]]) -> None:
 @pytest.mark.parametrize(("column", "cells", "message"), [
     ("y", [], "expected rows, as JSON lines"),
     ("z", [1.0], "expected the column 'z'; the columns here are x, y"),
-    ("y", [1.0, None, 2.0], "row 1: y: expected a finite number, found "),
-    ("y", [1.0, 2.0, float("nan")], "row 2: y: expected a finite number, found "),
-    ("y", [float("inf")], "row 0: y: expected a finite number, found "),
-    ("y", ["1", "2", "three"], "row 2: y: expected a finite number, found 'three'")])
+    ("y", [1.0, None, 2.0], "row 2: y: expected a finite number, found "),
+    ("y", [1.0, 2.0, float("nan")], "row 3: y: expected a finite number, found "),
+    ("y", [float("inf")], "row 1: y: expected a finite number, found "),
+    ("y", ["1", "2", "three"], "row 3: y: expected a finite number, found 'three'")])
 def test_invalid_columns_are_rejected(ending: str, column: str, cells: list[Any], message: str,
                                      tmp_path: Path) -> None:
     path = tmp_path / f"a.{ending}"

@@ -115,7 +115,7 @@ def test_the_built_in_world() -> None:
 
 
 @pytest.mark.parametrize(("row", "parts"), [
-    ({"answers": ["x"]}, ("question: expected text, found 'nothing'",)),
+    ({"answers": ["x"]}, ("question: expected text, found nothing; ",)),
     ({"question": "?", "answers": []}, ("answers: expected at least one, found none",)),
     ({"question": "?"}, ("answers: expected a list of texts", "found nothing")),
     ({"question": "?", "answers": [["x"]]}, ("answers: expected texts, found ['x']",)),

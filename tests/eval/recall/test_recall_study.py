@@ -296,7 +296,8 @@ def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
     assert_one_line(rejected("--config", config), str(other), "model.safetensors is missing")
     config = write(tmp_path / "c.yaml", options(
         place, tmp_path / "c", network={"path": str(tmp_path / "none")}))
-    assert_one_line(rejected("--config", config), "expected the directory of a network, found nothing")
+    assert_one_line(rejected("--config", config), f"network.path: {tmp_path / 'none'}: expected the "
+                    "directory of a network, found nothing")
     assert not (tmp_path / "c").exists()
     # Questions that are all in one group, and questions that are all unknown.
     rows = [{"question": f"w{i} w{i // 2}", "answers": "w1", "group": "same"} for i in range(80)]
@@ -316,7 +317,7 @@ def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
     log, _, error = rejected("--config", config, "--stage", "build").rstrip().rpartition("\n")
     assert_one_line(error + "\n", "questions: expected at least 34 more known ones, found 0 known and 80 ",
                     "test 0 (needs 10)", "the network answers none of these correctly")
-    assert "split.test: The held-out questions form 3 of at least 20 groups" in log
+    assert "split.test: The held-out questions form 3 groups; at least 20 are required" in log
     columns = read_columns(stage(tmp_path / "d", "questions") / "questions.parquet")
     assert len(columns["answer"]) == 80, "the answers can be read"
 

@@ -60,7 +60,7 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"kinds: expected some of {', '.join(KINDS)}, found {wrong[0]!r}")
     if not 0 <= unanswerable <= 1:
-        raise InputError(f"unanswerable: expected a share from 0 to 1, found {unanswerable}")
+        raise InputError(f"unanswerable: expected a fraction from 0 to 1, found {unanswerable}")
     if pairs < 0:
         raise InputError(f"pairs: expected at least 0, found {pairs}")
     if unanswerable and not kinds:
@@ -116,7 +116,7 @@ def bare(world: World, lines: int, seed: int = 0, unanswerable: float = 0.5) -> 
         InputError: a probability is outside [0, 1], or a number is negative.
     """
     if not 0 <= unanswerable <= 1:
-        raise InputError(f"unanswerable: expected a share from 0 to 1, found {unanswerable}")
+        raise InputError(f"unanswerable: expected a fraction from 0 to 1, found {unanswerable}")
     if lines < 0:
         raise InputError(f"lines: expected at least 0, found {lines}")
     rng = stream(9, world.seed, seed)
