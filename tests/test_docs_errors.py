@@ -33,7 +33,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io import json_text, yaml_text
 from tilelli_jax.io.files import lock, new_directory, read_bytes
 from tilelli_jax.loading import store
-from tilelli_jax.loading.language import open_network
+from tilelli_jax.loading.language import load as load_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.training.config import ExperimentConfig, TrainConfig
@@ -127,14 +127,14 @@ def hugging_face(**changes: Any) -> Provoke:
         random_network(config, 0)[0].save_pretrained(path / "hf")
         tree = json.loads((path / "hf/config.json").read_text())
         (path / "hf/config.json").write_text(json.dumps({**tree, **changes}))
-        return open_network(path / "hf")
+        return load_network(path / "hf")
     return provoke
 
 
 def pointer(path: Path) -> Any:
     (path / "hf").mkdir()
     (path / "hf/config.json").write_text(POINTER)
-    return open_network(path / "hf")
+    return load_network(path / "hf")
 
 
 def whole_numbers(path: Path) -> None:

@@ -41,7 +41,8 @@ CONFIGS: dict[str, Any] = {
     "llama: one key head, untied": replace(LLAMA, n_kv_heads=1, tie_embeddings=False),
     "llama: as many key heads, biases": replace(LLAMA, n_kv_heads=4, attention_bias=True, mlp_bias=True),
     "llama: wide heads, odd sizes": replace(
-        LLAMA, d_model=15, n_heads=3, n_kv_heads=1, d_head=10, d_hidden=13, layers=("full",) * 3, vocab_size=37),
+        LLAMA, d_model=15, n_heads=3, n_kv_heads=1, d_head=10, d_hidden=13, layers=("full",) * 3,
+        vocab_size=37),
     "llama: linear": replace(LLAMA, rotary_scaling=LINEAR),
     "llama: llama3": replace(LLAMA, rotary_scaling=LLAMA3, rotary_theta=500.0),
     "llama: yarn": replace(LLAMA, rotary_scaling=YARN, d_head=12),

@@ -10,8 +10,9 @@ from tilelli_jax import extras
 from tilelli_jax.errors import InputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# What is downloaded: configuration, tokenizer and safetensors.
+# What is downloaded: configuration, tokenizer and safetensors, but no second copies of the weights.
 FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt")
+OTHER_FILES = ("*/*", "consolidated*")
 
 
 def local_path(path: str | Path) -> Path:
@@ -26,7 +27,7 @@ def local_path(path: str | Path) -> Path:
     text = str(path)
     if os.path.lexists(text):
         return Path(path)
-    if not HUB_ID.fullmatch(text) or Path(text).parent.exists():
+    if not HUB_ID.fullmatch(text) or text.endswith(".gguf") or Path(text).parent.exists():
         raise InputError(f"{path}: no such file or directory")
     try:
         import huggingface_hub
@@ -35,7 +36,8 @@ def local_path(path: str | Path) -> Path:
         raise extras.missing("huggingface_hub",
                              f"{path}: no such file or directory; the Hugging Face hub") from None
     try:
-        return Path(huggingface_hub.snapshot_download(text, allow_patterns=list(FILES)))
+        return Path(huggingface_hub.snapshot_download(text, allow_patterns=list(FILES),
+                                                      ignore_patterns=list(OTHER_FILES)))
     except errors.GatedRepoError:
         raise InputError(f"{path}: is gated: accept its terms on its page of the Hugging Face hub, then run "
                          "`hf auth login`") from None
