@@ -2,6 +2,7 @@
 
     tilelli convert SOURCE OUT                   SOURCE: a .pt file, a Hugging Face directory, a .gguf
     tilelli convert MODEL_DIR OUT --to torch     OUT: a Hugging Face directory, or a .pt file
+    tilelli convert MODEL_DIR OUT --to hf        for transformers: a byte-level network of this library
     tilelli convert MODEL_DIR OUT --to saelens   for an autoencoder; also --to sparsify
     tilelli convert --inspect SOURCE             lists its tensors and what they would become
 """
@@ -27,7 +28,7 @@ from tilelli_jax.io.tensors import Tensor, write_directory
 from tilelli_jax.loading import store
 from tilelli_jax.loading.model_card import CARD, CardInfo, model_card
 
-from . import assumptions, check, inspect, source, to_torch
+from . import assumptions, check, inspect, source, to_torch, to_transformers
 from .families import FAMILIES, OTHER_NAMES, family_of
 from .output import with_progress
 from .plan import Plan
@@ -62,9 +63,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                         help="type of the stored weights; by default that of SOURCE")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="setting of the network's configuration that SOURCE does not specify")
-    parser.add_argument("--to", choices=("torch", *AUTOENCODERS),
-                        help="convert back: SOURCE is a model directory; an autoencoder can also be written "
-                             "as a directory for SAELens or sparsify")
+    parser.add_argument("--to", choices=("torch", "hf", *AUTOENCODERS),
+                        help="SOURCE is a model directory. torch: convert back; hf: write a byte-level "
+                             "network for transformers; saelens, sparsify: write an autoencoder")
     parser.add_argument("--inspect", action="store_true", help="list the contents of SOURCE; convert nothing")
     parser.add_argument("--check", action="store_true",
                         help="run both networks on one input and print their largest difference; choose "
@@ -134,6 +135,13 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _convert_back(options: argparse.Namespace) -> int:
+    if options.to == "hf":
+        if options.dtype:
+            raise InputError("--to hf: expected no --dtype")
+        if note := to_transformers.write(options.source, options.out):
+            print(f"note: {note}", file=sys.stderr)
+        print(f"{options.out}: written for transformers")
+        return 0
     config = store.load_config(options.source)
     arrays = _stored_as(store.read_tensors(options.source), options.dtype)
     vanished: dict[str, int] = {}
