@@ -31,7 +31,7 @@ def _family(network: type[PretrainedModel]) -> Family:
         source = source.with_names(theirs.present_name)
         inferred = hugging_face.settings(theirs, source.config, source.tensors, config_path)
         config = configured(network.config_class, inferred, overrides, config_path)
-        return make_plan(theirs.family, network, config, theirs.names, source, theirs.ignored(config))
+        return make_plan(theirs.family, network, config, theirs.names(config), source, theirs.ignored(config))
 
     return Family(theirs.family, recognises, plan)
 

@@ -1,8 +1,11 @@
-"""SmolLM2-135M-Instruct from a GGUF file: what transformers reads from the same file, it computes as well."""
+"""SmolLM2-135M-Instruct from a GGUF file: what transformers reads from the same file, we read and compute, too."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from tests.extras import needs_transformers
 from tests.references import STORED, needs
 from tests.smollm2 import smollm2_file
@@ -20,10 +24,10 @@ from tilelli_jax.loading.language import Language, open_language
 from tilelli_jax.pretrained.gguf import read_gguf
 
 pytestmark = [pytest.mark.exhaustive, needs_transformers, *(
-    pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} (extra: test) is not installed")
+    pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} (extra: test) is missing")
     for name in ("gguf", "accelerate"))]
 TEXT = STORED / "data" / "tinyshakespeare.txt"
-N_TOKENS, WINDOW = 20_000, 1024
+N_TOKENS, WINDOW, N_NEW = 20_000, 1024, 32
 PROMPTS = (
     "The capital of France is", "Once upon a time, there was a", "def fibonacci(n):\n    ", "2 + 2 =",
     "Water boils at", "import numpy as np\n\nx = np.", "The quick brown fox", "In 1969, Neil Armstrong",
@@ -41,6 +45,47 @@ def file() -> Path:
 @pytest.fixture(scope="module")
 def ours(file: Path) -> Language:
     return open_language(file)
+
+
+def compute(file: str, out: str) -> None:
+    """Writes our results: logits of the prompts, answers, and NLL of the text."""
+    language = open_language(file)
+    model = language.model
+    results = {"logits": jax.jit(model)(jnp.asarray(padded(language)[0]))}
+    prompts = [language.encode(language.chat_template.format_prompt(question)) for question in QUESTIONS]
+    for i, answer in enumerate(generate_ids(model, prompts, max_new=N_NEW, temperature=0)):
+        results[f"answer{i}"] = answer.ids
+    if TEXT.exists():
+        measure = jax.jit(lambda rows: model.nll(rows)[0])
+        results["nll"] = np.concatenate([measure(jnp.asarray(row[None])) for row in windows(language)])
+    np.savez(out, **{name: np.asarray(array) for name, array in results.items()})
+
+
+def padded(language: Language) -> tuple[np.ndarray, list[int]]:
+    """The prompts, and their lengths; what follows a prompt does not change its logits."""
+    rows = [language.encode(prompt) for prompt in PROMPTS]
+    lengths = [len(row) for row in rows]
+    return np.array([row + [0] * (max(lengths) - len(row)) for row in rows]), lengths
+
+
+def windows(language: Language) -> np.ndarray:
+    ids = language.encode(TEXT.read_text()[:5 * N_TOKENS])[:N_TOKENS]
+    assert len(ids) == N_TOKENS
+    return np.pad(ids, (0, -N_TOKENS % WINDOW)).reshape(-1, WINDOW)
+
+
+@pytest.fixture(scope="module")
+def results(file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What `compute` writes, in a process with XLA's full optimisation: here, decoding would take minutes."""
+    out = tmp_path_factory.mktemp("results") / "results.npz"
+    flags = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split()
+                     if flag.partition("=")[0] not in compiled.QUICK)
+    cache = compiled.root() / compiled.fingerprint(flags)
+    script = f"from {__name__} import compute; compute({str(file)!r}, {str(out)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=True,
+                   env=os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache)})
+    with np.load(out) as arrays:
+        return dict(arrays)
 
 
 @pytest.fixture(scope="module")
@@ -70,39 +115,32 @@ def test_every_tensor_is_equal(file: Path, theirs: Any) -> None:
                                    err_msg=name)
 
 
-def test_logits_are_equal(ours: Language, theirs: Any) -> None:
+def test_logits_are_equal(ours: Language, theirs: Any, results: dict[str, np.ndarray]) -> None:
     import torch
-    rows = [ours.encode(prompt) for prompt in PROMPTS]
-    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)  # what follows a row does not change its logits
-    for row, tokens in zip(ids, rows, strict=True):
-        row[:len(tokens)] = tokens
-    logits = np.asarray(jax.jit(ours.model)(jnp.asarray(ids)))
+    ids, lengths = padded(ours)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids)).logits.numpy()
-    for i, tokens in enumerate(rows):
-        a, b = logits[i, :len(tokens)], expected[i, :len(tokens)]
+    for i, length in enumerate(lengths):
+        a, b = results["logits"][i, :length], expected[i, :length]
         assert np.abs(a - b).max() < 1e-4 * np.abs(b).max(), PROMPTS[i]
 
 
-def test_greedy_answers_are_equal(ours: Language, theirs: Any, their_tokenizer: Any) -> None:
+def test_greedy_answers_are_equal(ours: Language, theirs: Any, their_tokenizer: Any,
+                                  results: dict[str, np.ndarray]) -> None:
     import torch
-    chat = ours.chat_template
-    assert chat is not None
-    prompts = []
-    for question in QUESTIONS:
+    chat, end = ours.chat_template, theirs.config.eos_token_id
+    assert chat is not None and ours.model.config.end_ids == (end,)
+    for i, question in enumerate(QUESTIONS):
         text = chat.format_prompt(question)
         assert text == their_tokenizer.apply_chat_template([{"role": "user", "content": question}],
                                                            tokenize=False, add_generation_prompt=True)
-        prompts.append(ours.encode(text))
-    for prompt, answer in zip(prompts, generate_ids(ours.model, prompts, max_new=32, temperature=0),
-                              strict=True):
+        prompt = ours.encode(text)
         with torch.no_grad():
-            expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=32, do_sample=False,
+            expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=N_NEW, do_sample=False,
                                        pad_token_id=0)[0, len(prompt):].tolist()
-        end = theirs.config.eos_token_id
         if end in expected:
             expected = expected[:expected.index(end)]
-        assert answer.ids.tolist() == expected and len(expected) > 5
+        assert results[f"answer{i}"].tolist() == expected and len(expected) > 5
 
 
 def lines_of_text() -> list[str]:
@@ -139,19 +177,15 @@ def test_tokens_are_equal(ours: Language, their_tokenizer: Any) -> None:
 
 
 @needs(TEXT)
-def test_perplexity_is_equal(ours: Language, theirs: Any) -> None:
+def test_perplexity_is_equal(ours: Language, theirs: Any, results: dict[str, np.ndarray]) -> None:
     import torch
-    ids = np.array(ours.encode(TEXT.read_text()[:5 * N_TOKENS])[:N_TOKENS], np.int64)
-    assert len(ids) == N_TOKENS
-    windows = np.pad(ids, (0, -N_TOKENS % WINDOW)).reshape(-1, WINDOW)
-    real = np.arange(windows.size).reshape(windows.shape)[:, 1:] < N_TOKENS
-    measure = jax.jit(lambda rows: ours.model.nll(rows)[0])
-    nll = np.concatenate([measure(jnp.asarray(row[None])) for row in windows])
-    expected = []
+    rows = windows(ours)
+    real = np.arange(rows.size).reshape(rows.shape)[:, 1:] < N_TOKENS
+    nll = []
     with torch.no_grad():
-        for row in torch.from_numpy(windows):
+        for row in torch.from_numpy(rows):
             logits = theirs(row[None]).logits[0, :-1]
-            expected.append(torch.nn.functional.cross_entropy(logits, row[1:], reduction="none").numpy())
-    ours_mean, theirs_mean = nll[real].mean(dtype=np.float64), np.stack(expected)[real].mean(dtype=np.float64)
-    assert abs(ours_mean - theirs_mean) < 1e-4
-    assert 2 < theirs_mean < 6
+            nll.append(torch.nn.functional.cross_entropy(logits, row[1:], reduction="none").numpy())
+    expected = np.stack(nll)[real].mean(dtype=np.float64)
+    assert abs(results["nll"][real].mean(dtype=np.float64) - expected) < 1e-4
+    assert 2 < expected < 6

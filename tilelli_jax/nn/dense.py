@@ -17,6 +17,11 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+# `gelu_tanh` is the approximation that transformers calls gelu_new, gelu_fast and gelu_pytorch_tanh.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu, "gelu": exact_gelu, "gelu_tanh": jax.nn.gelu, "silu": jax.nn.silu}
+
+
 class FeedForward(nnx.Module):
     """y = activation(x · up) · down; by default GELU and no biases. The cache is empty."""
 

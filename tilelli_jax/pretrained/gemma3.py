@@ -96,4 +96,5 @@ def _tree_of(config: Any) -> Tree:
 
 GEMMA3 = Family(
     family="gemma3", model_types=("gemma3_text", "gemma3"), config_of=_config_of, tree_of=_tree_of,
-    names=NAMES, renamed=TEXT_DECODER, ignored=lambda config: {**IMAGE_PARTS, **decoder_ignored(config)})
+    names=lambda _: NAMES, renamed=TEXT_DECODER,
+    ignored=lambda config: {**IMAGE_PARTS, **decoder_ignored(config)})

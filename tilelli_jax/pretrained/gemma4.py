@@ -27,7 +27,7 @@ from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 _OURS, _THEIRS = "blocks.{i}.", "model.layers.{i}."
 
 
-def _names() -> Names:
+def _names(_: Any) -> Names:
     names = {
         "embed.kernel": Theirs("model.embed_tokens.weight"),
         "embed_per_layer.kernel": Theirs("model.embed_tokens_per_layer.weight"),
@@ -157,4 +157,4 @@ def _tree_of(config: Any) -> Tree:
 
 GEMMA4 = Family(
     family="gemma4", model_types=("gemma4_text", "gemma4"), config_of=_config_of, tree_of=_tree_of,
-    names=_names(), renamed=TEXT_DECODER, ignored=_ignored)
+    names=_names, renamed=TEXT_DECODER, ignored=_ignored)

@@ -27,6 +27,10 @@ END = "eos_token_id"
 # Token ids in config.json, and their names in our configurations.
 IDS = {"bos_token_id": ("bos_id",), "decoder_start_token_id": ("start_id",), END: ("end_id", "end_ids")}
 Tree = dict[str, Any]
+# Activations of feed-forward networks: their names → ours.
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+               "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+THEIR_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
 # Tensors of multimodal networks: the text decoder's prefixes, and the parts that are not read.
 TEXT_DECODER = {r"^model\.language_model\.": "model.", r"^language_model\.model\.": "model.",
                 r"^language_model\.lm_head\.": "lm_head."}
@@ -43,7 +47,7 @@ class Family:
         model_types: accepted values of `model_type` in config.json; the first is written.
         config_of: (their configuration, tensors) → our settings; may raise InputError and KeyError.
         tree_of: our configuration → theirs.
-        names: our names → theirs.
+        names: our configuration → the map of our names to theirs.
         renamed: patterns in the tensor names of other versions → replacement.
         ignored: our configuration → patterns of tensors that are not needed, with the reason.
     """
@@ -52,7 +56,7 @@ class Family:
     model_types: tuple[str, ...]
     config_of: Callable[[Tree, Mapping[str, Tensor]], Tree]
     tree_of: Callable[[Any], Tree]
-    names: Names
+    names: Callable[[Any], Names]
     renamed: Mapping[str, str]
     ignored: Callable[[Any], Mapping[str, str]]
 
@@ -169,7 +173,7 @@ def read(family: Family, config: Any, shapes: Mapping[str, Shape], tensors: Mapp
     Raises:
         InputError: the tensors do not fit the configuration.
     """
-    links = mapping.link(family.names, shapes, source)
+    links = mapping.link(family.names(config), shapes, source)
     mapping.check(links, {name: tensor.shape for name, tensor in tensors.items()}, family.ignored(config),
                   source)
     return mapping.to_ours(links, tensors)
@@ -189,7 +193,7 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
     Raises:
         OSError: the directory cannot be written.
     """
-    links = mapping.link(family.names, {name: array.shape for name, array in arrays.items()})
+    links = mapping.link(family.names(config), {name: array.shape for name, array in arrays.items()})
     tensors = mapping.to_theirs(links, arrays)
     if dtype is not None:
         tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}

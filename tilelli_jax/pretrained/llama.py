@@ -122,4 +122,4 @@ def _tree_of(config: Any) -> Tree:
 
 
 LLAMA = Family(family="llama", model_types=tuple(CLASSES), config_of=_config_of, tree_of=_tree_of,
-               names=NAMES, renamed={}, ignored=decoder_ignored)
+               names=lambda _: NAMES, renamed={}, ignored=decoder_ignored)
