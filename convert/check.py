@@ -121,15 +121,20 @@ def _routed(source: Source, plan: Plan, model: Any, rng: np.random.Generator) ->
 
 def _sae(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:
     import torch
-    x = rng.standard_normal((ROWS * TIME, plan.config.d_model)).astype(np.float32)
-    tensors = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
-               for name, tensor in plan.tensors.items()}
-    encoder = tensors["W_enc"] if "W_enc" in tensors else tensors["encoder.weight"].T
-    encoder_bias = tensors["b_enc"] if "b_enc" in tensors else tensors["encoder.bias"]
-    decoder, bias = tensors["W_dec"], tensors["b_dec"]
-    values, latents = ((torch.from_numpy(x) - bias) @ encoder + encoder_bias).topk(plan.config.k)
-    codes = torch.zeros(len(x), plan.config.n_latents).scatter(1, latents, values.relu())
-    return Outputs(np.asarray(model(x)), (codes @ decoder + bias).numpy(), "its formula in PyTorch")
+    config = plan.config
+    x = torch.from_numpy(rng.standard_normal((ROWS * TIME, config.d_model)).astype(np.float32))
+    arrays = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
+              for name, tensor in plan.arrays().items()}
+    z, mean, deviation = x, 0, 1
+    if config.input_norm == "layer_norm":
+        mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        z = (x - mean) / (deviation + 1e-5)
+    pre = (z - arrays["bias"]) @ arrays["encoder.kernel"] + arrays["encoder.bias"]
+    values, latents = (pre if config.activation == "topk" else pre * (pre > arrays["threshold"])).topk(
+        config.n_codes)
+    codes = torch.zeros(len(x), config.n_latents).scatter(1, latents, values.relu())
+    theirs = (codes @ arrays["decoder.kernel"] + arrays["bias"]) * deviation + mean
+    return Outputs(np.asarray(model(x.numpy())), theirs.numpy(), "its formula in PyTorch")
 
 
 def _lrd(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:

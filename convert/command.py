@@ -1,6 +1,7 @@
 """Converts checkpoints to model directories, and back.
 
-    tilelli convert SOURCE OUT                   SOURCE: a .pt file, a Hugging Face directory, a .gguf
+    tilelli convert SOURCE OUT                   SOURCE: a .pt file, a Hugging Face directory, a .gguf,
+                                                 or the directory of an autoencoder
     tilelli convert MODEL_DIR OUT --to torch     OUT: a Hugging Face directory, or a .pt file
     tilelli convert MODEL_DIR OUT --to hf        for transformers: a byte-level network of this library
     tilelli convert MODEL_DIR OUT --to saelens   for an autoencoder; also --to sparsify

@@ -10,14 +10,15 @@ from tilelli_jax.errors import InputError
 EXTRA = {
     "datasets": "hf", "huggingface_hub": "hf", "jinja2": "hf", "tokenizers": "hf", "transformers": "hf",
     "torch": "torch",
-    "gguf": "gguf", "gradio": "app", "plotly": "app", "pyarrow": "eval", "scipy": "eval", "sklearn": "eval",
-    "statsmodels": "eval", "tensorboardX": "tensorboard", "wandb": "wandb", "libtpu": "tpu",
+    "gguf": "gguf", "lm_eval": "lm-eval", "gradio": "app", "plotly": "app", "pyarrow": "eval",
+    "scipy": "eval", "sklearn": "eval", "statsmodels": "eval", "tensorboardX": "tensorboard",
+    "wandb": "wandb", "libtpu": "tpu",
 }
 # Extra → distributions, any of which shows that the extra is installed.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",), "metal": ("jax-mps",),
     "eval": ("scikit-learn",), "gguf": ("gguf",), "app": ("gradio",), "hf": ("datasets",),
-    "torch": ("torch",),
+    "torch": ("torch",), "lm-eval": ("lm_eval",),
     "tensorboard": ("tensorboardX",), "wandb": ("wandb",)}
 
 

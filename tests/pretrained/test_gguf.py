@@ -291,6 +291,7 @@ def raises_error(call: Callable[[], Any], *parts: str) -> None:
     with pytest.raises(InputError) as caught:
         call()
     assert_one_line(f"error: {caught.value}\n", *parts)
+    assert str(caught.value).startswith(parts[0]) and str(caught.value).count(parts[0]) == 1
 
 
 FOREIGN = {
@@ -314,7 +315,7 @@ def test_foreign_files_are_refused(kind: str, tmp_path: Path) -> None:
 
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
     raises_error(lambda: read_gguf(tmp_path / "a.gguf"), str(tmp_path / "a.gguf"), "no such file")
-    raises_error(lambda: read_gguf(tmp_path), "expected a regular file, found a directory")
+    raises_error(lambda: read_gguf(tmp_path), str(tmp_path), "expected a regular file, found a directory")
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -359,7 +360,7 @@ def test_arrays_longer_than_the_file_are_refused(key: str, length: int, content:
 def test_gguf_is_required(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gguf").write_bytes(content)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    raises_error(lambda: read_gguf(tmp_path / "a.gguf"), "a.gguf: reading it needs gguf: "
+    raises_error(lambda: read_gguf(tmp_path / "a.gguf"), str(tmp_path), "a.gguf: reading it needs gguf: "
                  "pip install 'tilelli_jax[gguf]'")
 
 

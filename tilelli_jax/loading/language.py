@@ -23,6 +23,7 @@ from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.pretrained.gguf import GGUF, is_gguf, read_gguf
 from tilelli_jax.pretrained.gguf_tokenizer import TOKENIZER, TOKENIZER_CONFIG, tokenizer_files
 
+SPECIAL_TOKENS = "special_tokens_map.json"
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
@@ -45,8 +46,8 @@ class Tokenizer(Protocol):
     def encode_with_spans(self, text: str, special: bool = False) -> Encoding:
         """Token ids with their spans. `special`: add BOS and EOS tokens, whose span is (0, 0)."""
 
-    def decode(self, ids: list[int]) -> str:
-        """The text, including special tokens; invalid UTF-8 becomes replacement characters."""
+    def decode(self, ids: list[int], special: bool = True) -> str:
+        """The text; invalid UTF-8 becomes replacement characters. `special`: include special tokens."""
 
     def token(self, text: str) -> int | None:
         """The id of the token with this text; None if there is none."""
@@ -66,7 +67,7 @@ class ByteTokenizer:
         spans = [(i, i + 1) for i, letter in enumerate(text) for _ in letter.encode()]
         return Encoding(self.encode(text), spans)
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], special: bool = True) -> str:
         return bytes(id for id in ids if id < 256).decode("utf-8", errors="replace")
 
     def token(self, text: str) -> int | None:
@@ -124,8 +125,8 @@ class HuggingFaceTokenizer:
         encoding = self._tokenizer.encode(text, add_special_tokens=special)
         return Encoding(encoding.ids, encoding.offsets)
 
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+    def decode(self, ids: list[int], special: bool = True) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=not special)
 
     def token(self, text: str) -> int | None:
         return self._tokenizer.token_to_id(text)
@@ -149,12 +150,15 @@ class ChatTemplate:
         """Formats one user turn and the beginning of the assistant's turn; see `format_messages`."""
         return self.format_messages([{"role": "user", "content": text}], thinking=thinking)
 
-    def format_messages(self, messages: Sequence[Mapping[str, str]], *, thinking: bool = False) -> str:
+    def format_messages(self, messages: Sequence[Mapping[str, str]], *, thinking: bool | None = False,
+                        continue_last: bool = False) -> str:
         """Formats a conversation and the beginning of the assistant's next turn.
 
         Args:
             messages: role ("user" or "assistant") and content of each.
-            thinking: enable thinking before the answer; templates without this option ignore it.
+            thinking: enable thinking before the answer; templates without this option ignore it. None: the
+                template's default.
+            continue_last: leave the last message open instead of beginning a turn.
 
         Raises:
             InputError: the template raises an error, or the required extra is not installed.
@@ -165,8 +169,10 @@ class ChatTemplate:
             raise extras.missing("transformers", f"{self.source}: it") from None
         render: Any = render_jinja_template  # its annotations do not match its behaviour
         try:
-            texts, _ = render([list(messages)], chat_template=self.template, add_generation_prompt=True,
-                              enable_thinking=thinking, **self.special)
+            options = {} if thinking is None else {"enable_thinking": thinking}
+            texts, _ = render([list(messages)], chat_template=self.template,
+                              add_generation_prompt=not continue_last, continue_final_message=continue_last,
+                              **options, **self.special)
         except Exception as error:  # templates may raise any exception
             raise InputError(f"{self.source}: the template raises an error: {error}") from None
         return texts[0]
@@ -174,11 +180,18 @@ class ChatTemplate:
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """A causal network, its tokenizer, and its chat template if the tokenizer has one."""
+    """A causal network, its tokenizer, and its chat template if the tokenizer has one.
+
+    Attributes:
+        bos_id, eos_id: the tokens that begin and end a text, as the tokenizer's files name them, or else the
+            network's configuration; None: there is none.
+    """
 
     model: Any
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None = None
+    bos_id: int | None = None
+    eos_id: int | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, without BOS and EOS tokens."""
@@ -253,11 +266,25 @@ def open_language(path: str | Path, tokenizer: str | Path = "", compute: Compute
         if TOKENIZER not in files:
             raise InputError(f"{path}: expected a tokenizer in its metadata, found none")
         settings = json.loads(files[TOKENIZER_CONFIG])
-        return Language(model, HuggingFaceTokenizer.from_json(files[TOKENIZER].decode(), str(path)),
-                        _chat_template(settings, settings.get("chat_template"), str(path)))
+        from_file = HuggingFaceTokenizer.from_json(files[TOKENIZER].decode(), str(path))
+        return Language(model, from_file, _chat_template(settings, settings.get("chat_template"), str(path)),
+                        **_ends(settings, from_file, model.config))
     tokenizer_path = Path(tokenizer or path)
     directory = tokenizer_path if tokenizer_path.is_dir() else tokenizer_path.parent
-    return Language(model, HuggingFaceTokenizer(tokenizer_path), read_chat_template(directory))
+    read = HuggingFaceTokenizer(tokenizer_path)
+    settings = {key: value for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG)
+                if os.path.lexists(directory / name) for key, value in read_json(directory / name).items()}
+    return Language(model, read, read_chat_template(directory), **_ends(settings, read, model.config))
+
+
+def _ends(settings: Mapping[str, Any], tokenizer: Tokenizer, config: Any) -> dict[str, int | None]:
+    """`bos_id` and `eos_id` of a Language, from the settings of its tokenizer."""
+    def id_of(name: str, default: int | None) -> int | None:
+        value = settings.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        return default if name not in settings else tokenizer.token(text) if isinstance(text, str) else None
+    return {"bos_id": id_of("bos_token", getattr(config, "bos_id", None)),
+            "eos_id": id_of("eos_token", next(iter(getattr(config, "end_ids", ())), None))}
 
 
 def read_chat_template(path: Path) -> ChatTemplate | None:

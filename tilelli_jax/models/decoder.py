@@ -122,19 +122,38 @@ class CausalLM(nnx.Module):
         Raises:
             ValueError: this network has no such hook or layer.
         """
-        batch, time = ids.shape
-        chunk_time = max(1, CHUNK // (batch * self.config.vocab_size))
-        if chunk_time >= time or "logits" in (*tap.record, *tap.edit):
+        if self._chunk_time(len(ids)) >= ids.shape[1] or "logits" in (*tap.record, *tap.edit):
             logits, recorded = self.tapped(ids, tap)
             return _cross_entropy(logits[:, :-1], ids[:, 1:]), recorded
         hidden, recorded = self._hidden(ids, tap)
+        return self._in_chunks(_cross_entropy, hidden[:, :-1], ids[:, 1:]), recorded
 
-        def chunk_nll(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def score(self, ids: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Compares a target with the prediction after each id; both are `[batch, time]`.
+
+        Returns:
+            The NLL of the targets in nats, f32 `[batch, time]`; and whether each target is the most probable
+            token, bool `[batch, time]`. The logits are computed in chunks, as by `nll`.
+        """
+        def compare(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return _cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
+        return self._in_chunks(compare, self._hidden(ids, OFF)[0], targets)
+
+    def _chunk_time(self, batch: int) -> int:
+        """The number of positions whose logits are computed together."""
+        return max(1, CHUNK // (batch * self.config.vocab_size))
+
+    def _in_chunks(self, measure: Callable[[jax.Array, jax.Array], Any], hidden: jax.Array,
+                   targets: jax.Array) -> Any:
+        """`measure(logits, targets)` of each position, `[batch, time]` or a tree of such arrays."""
+        batch, time = targets.shape
+
+        def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> Any:
             hidden, targets = chunk
-            return _cross_entropy(self._unembedded(split_batch(hidden)), targets)
-        n = -(-(time - 1) // chunk_time)
-        chunks = jax.lax.map(chunk_nll, (_chunks(hidden[:, :-1], n), _chunks(ids[:, 1:], n)))
-        return jnp.moveaxis(chunks, 0, 1).reshape(batch, -1)[:, :time - 1], recorded
+            return measure(self._unembedded(split_batch(hidden)), targets)
+        n = -(-time // self._chunk_time(batch))
+        chunks = jax.lax.map(of_chunk, (_chunks(hidden, n), _chunks(targets, n)))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :time], chunks)
 
     @abc.abstractmethod
     def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:

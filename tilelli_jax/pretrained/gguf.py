@@ -112,8 +112,11 @@ def is_gguf(path: Path) -> bool:
         return not path.is_dir()
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:  # the reader of other formats reports it
+        return False
 
 
 def read_gguf(path: Path) -> GGUF:
@@ -152,17 +155,17 @@ class _Reader:
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.left = file, min(size, _MAX_HEADER)
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         if count > self.left:
             raise ValueError("its header ends early" if self.left < _MAX_HEADER else "its header is too long")
         self.left -= count
         return self.file.read(count)
 
     def number(self, form: str) -> Any:
-        return struct.unpack(form, self.bytes(struct.calcsize(form)))[0]
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def string(self) -> str:
-        return self.bytes(self.number("<Q")).decode()
+        return self.take(self.number("<Q")).decode()
 
     def name(self) -> str:
         if not (name := self.string()).isprintable():
@@ -186,7 +189,7 @@ class _Reader:
         if kind not in _SCALARS:
             raise ValueError(f"it has metadata of an unknown type ({kind})")
         dtype = np.dtype(_SCALARS[kind])
-        return np.frombuffer(self.bytes(count * dtype.itemsize), dtype).tolist()
+        return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
 
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
@@ -230,6 +233,8 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
         for tensor in placed.values():
             if tensor.offset + tensor.nbytes > size:
                 raise ValueError(f"it ends before the end of {tensor.name:.60} (truncated?)")
+    except InputError:
+        raise
     except (ValueError, struct.error) as error:  # ValueError: also texts that are not UTF-8
         raise InputError(f"{path}: not a complete GGUF file: {error!s:.200}") from None
     except OSError as error:
