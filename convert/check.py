@@ -125,7 +125,7 @@ def _sae(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Ou
     x = torch.from_numpy(rng.standard_normal((ROWS * TIME, config.d_model)).astype(np.float32))
     arrays = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
               for name, tensor in plan.arrays().items()}
-    z, mean, deviation = x, 0, 1
+    z, mean, deviation = x, torch.zeros(1), torch.ones(1)
     if config.input_norm == "layer_norm":
         mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
         z = (x - mean) / (deviation + 1e-5)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ GEMMA_HOOK = re.compile(r"model\.layers\.(\d+)\.(output|post_feedforward_layerno
 GEMMA_HOOKS = {"output": "resid_post", "post_feedforward_layernorm.output": "mlp_write"}
 SAELENS_VERSION = "6.54.0"  # the version whose format `write_directory` writes
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"  # in SAELens's checkpoints
+UNIT_NORM_AXES: dict[Literal["rows", "columns"], int] = {"columns": 0, "rows": 1}  # rows take precedence
 UNIT_NORM_TOLERANCE = 1e-2  # a norm counts as 1 within this; bfloat16 needs it
 BLOCK = 64  # rows of a kernel that are converted to float64 at a time
 SMALLEST_NORM = 1e-8  # of a row of the decoder, as in SAELens
@@ -60,6 +61,7 @@ SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
                               "layer_norm"),
     "reshape_activations": ("none", None), "normalize_io": (False,), "multi_topk": (False, True),
     "finetuning_scaling_factor": (False,), "noise_scale": (0, None), "hook_head_index": (None,),
+    "hook_point_head_index": (None,),
     "seqpos_slice": (None, [None], [])}
 # Keys that do not affect the outputs, or are checked elsewhere.
 IGNORED_KEYS = {
@@ -67,13 +69,25 @@ IGNORED_KEYS = {
     "dtype", "device", "metadata", "model_name", "model_class_name", "hook_name", "hook_layer", "hook_point",
     "hook_point_layer", "prepend_bos", "dataset_path", "dataset_trust_remote_code", "context_size",
     "model_from_pretrained_kwargs", "sae_lens_version", "sae_lens_training_version", "neuronpedia_id", "name",
-    "sae_id", "release",
-    # Of training only.
-    "aux_loss_coefficient", "decoder_init_norm", "jumprelu_bandwidth", "jumprelu_init_threshold",
-    "jumprelu_sparsity_loss_mode", "jumprelu_ste_to_input", "jumprelu_tanh_scale", "l0_coefficient",
-    "l0_warm_up_steps", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "matryoshka_widths",
-    "pre_act_loss_coefficient", "target_l0", "topk_threshold_lr", "use_matryoshka_aux_loss",
-    "use_sparse_activations"}
+    "sae_id", "release"}
+# Keys of training; before version 6, SAELens wrote the whole configuration of the run.
+TRAINING_KEYS = {
+    "adam_beta1", "adam_beta2", "autocast", "autocast_lm", "aux_loss_coefficient", "b_dec_init_method",
+    "cached_activations_path", "checkpoint_path", "compile_llm", "compile_sae", "dead_feature_threshold",
+    "dead_feature_window", "decoder_heuristic_init", "decoder_init_norm", "decoder_orthogonal_init",
+    "eval_batch_size_prompts", "eval_every_n_wandb_logs", "feature_sampling_method",
+    "feature_sampling_window", "finetuning_method", "finetuning_tokens", "from_pretrained_path",
+    "hook_eval", "init_encoder_as_decoder_transpose", "is_dataset_tokenized", "jumprelu_bandwidth",
+    "jumprelu_init_threshold", "jumprelu_sparsity_loss_mode", "jumprelu_ste_to_input",
+    "jumprelu_tanh_scale", "l0_coefficient", "l0_warm_up_steps", "l1_coefficient", "l1_warm_up_steps",
+    "log_to_wandb", "lp_norm", "lr", "lr_decay_steps", "lr_end", "lr_scheduler_name", "lr_warm_up_steps",
+    "matryoshka_widths", "model_kwargs", "mse_loss_normalization", "n_batches_in_buffer", "n_checkpoints",
+    "n_eval_batches", "n_restart_cycles", "normalize_sae_decoder", "output_path",
+    "pre_act_loss_coefficient", "run_name", "scale_sparsity_penalty_by_decoder_norm", "seed",
+    "store_batch_size", "store_batch_size_prompts", "streaming", "target_l0", "tokens_per_buffer",
+    "topk_threshold_lr", "train_batch_size", "train_batch_size_tokens", "training_tokens",
+    "use_cached_activations", "use_ghost_grads", "use_matryoshka_aux_loss", "use_sparse_activations",
+    "verbose", "wandb_entity", "wandb_id", "wandb_log_frequency", "wandb_project"}
 # Classes of dictionary_learning.
 DICTIONARY_CLASSES = ("AutoEncoder", "AutoEncoderNew", "AutoEncoderTopK", "BatchTopKSAE",
                       "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder")
@@ -218,7 +232,11 @@ def _shape(source: Source, encoder: Theirs) -> tuple[int, int]:
 
 
 def _computed(shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[], np.ndarray]) -> Tensor:
-    return Tensor(shape, dtype, lambda: iter([compute().astype(dtype)]))
+    def parts() -> Iterator[np.ndarray]:
+        with np.errstate(all="ignore"):  # numbers that are not finite are rejected when the network is loaded
+            array = compute().astype(dtype)
+        yield array
+    return Tensor(shape, dtype, parts)
 
 
 def _with_unit_norm(config: SAEConfig, source: Source, decoder: Theirs,
@@ -230,10 +248,11 @@ def _with_unit_norm(config: SAEConfig, source: Source, decoder: Theirs,
     with np.errstate(over="ignore"):  # an overflow means that the norm is not 1
         squares = np.square(tensor.read(), dtype=np.float32)
     squares = squares.T if decoder.how == "transposed" else squares
-    for name, axis in (("rows", 1), ("columns", 0)):
+    unit_norm: Literal["rows", "columns", "none"] = "none"
+    for name, axis in UNIT_NORM_AXES.items():
         if np.abs(np.sqrt(squares.sum(axis=axis)) - 1).max() < UNIT_NORM_TOLERANCE:
-            return dataclasses.replace(config, unit_norm=name)
-    return dataclasses.replace(config, unit_norm="none")
+            unit_norm = name
+    return dataclasses.replace(config, unit_norm=unit_norm)
 
 
 # -- SAELens, sparsify and fm-difficulty-probe --
@@ -245,21 +264,21 @@ def _saelens(source: Source) -> Layout:
         if key in tree and tree[key] not in values:
             raise InputError(f"{source.path}: {key}: expected {' or '.join(map(repr, values))}, "
                              f"found {tree[key]!r}")
-    unknown = sorted(tree.keys() - SUPPORTED_VALUES.keys() - IGNORED_KEYS)
-    if source.is_directory and unknown:
-        raise InputError(f"{source.path}: {unknown[0]}: unknown key, which might affect the outputs; if it "
-                         "does not, remove it from cfg.json")
     is_sparsify = "encoder.weight" in source.tensors and "W_enc" not in source.tensors
     names = dict(SPARSIFY if is_sparsify else NAMES)
     d_model, n_latents = _shape(source, names["encoder.kernel"])
+    unknown = sorted(tree.keys() - SUPPORTED_VALUES.keys() - IGNORED_KEYS - TRAINING_KEYS)
+    if source.is_directory and unknown:
+        raise InputError(f"{source.path}: {unknown[0]}: unknown key, which might affect the outputs; if it "
+                         "does not, remove it from cfg.json")
     for key, size in (("d_in", d_model), ("d_sae", n_latents), ("num_latents", n_latents)):
         if tree.get(key, size) != size:
             raise InputError(f"{source.path}: {key}: expected {size}, the size in the tensors, found "
                              f"{tree[key]!r}")
     settings = {"activation": _activation(source), **_provenance(source)}
     if settings["activation"] != "jumprelu" and (k := _k(source)) is not None:
-        fractional = settings["activation"] == "batch_topk" and isinstance(k, float)
-        settings["k"] = max(1, round(k)) if fractional else k
+        is_mean = settings["activation"] == "batch_topk" and isinstance(k, float) and 0 < k <= n_latents
+        settings["k"] = max(1, round(k)) if is_mean else k
     if settings["activation"] == "batch_topk":
         names["threshold"] = Theirs("topk_threshold")
         settings["max_active"] = n_latents
@@ -288,7 +307,7 @@ def _activation(source: Source) -> str:
     architecture = tree.get("architecture")
     functions = {key: tree[key] for key in ("activation", "activation_fn", "activation_fn_str")
                  if key in tree}
-    only_topk = architecture == "topk" or "encoder.weight" in source.tensors  # the latter: sparsify
+    only_topk = architecture == "topk" or "W_enc" not in source.tensors  # the latter: sparsify
     if only_topk or architecture == "jumprelu":
         expected = "topk" if only_topk else "relu"
         for key, function in functions.items():
@@ -351,11 +370,12 @@ def _provenance(source: Source) -> dict[str, Any]:
                                ("dataset", "dataset_path", str)):
         if type(metadata.get(theirs)) is kind:
             settings[ours] = metadata[theirs]
-    if hook := HOOK.fullmatch(str(metadata.get("hook_name"))):
+    name = metadata.get("hook_name", metadata.get("hook_point"))
+    if hook := HOOK.fullmatch(str(name)):
         part = "" if hook[1] == "blocks" else f"{hook[1]}."
         settings |= {"layer": int(hook[2]), "hook": part + OUR_HOOKS.get(hook[3], hook[3])}
-    elif isinstance(metadata.get("hook_name"), str):
-        settings["hook"] = metadata["hook_name"]
+    elif isinstance(name, str):
+        settings["hook"] = name
     return settings
 
 
@@ -405,7 +425,8 @@ def _dictionary_learning(source: Source) -> Layout:
         if "k" in tree:
             settings["k"] = tree["k"]
         ignored["^k$"] = "k is in config.json"
-        if (stored := source.tensors.get("k")) is not None and stored.shape == ():
+        if (stored := source.tensors.get("k")) is not None and (
+                stored.shape == () and np.issubdtype(stored.dtype, np.integer)):
             found = settings.setdefault("k", int(stored.read()))
             if found != int(stored.read()):
                 raise InputError(f"{source.path}: trainer.k: expected {int(stored.read())}, the k in ae.pt, "

@@ -76,6 +76,8 @@ class TilelliLM(TemplateLM):
                                  None if dtype == "float32" else ComputeConfig(dtype="bfloat16"))
         self._model, self._language, self._dtype = freeze(language.model), language, dtype
         is_bytes = language.model.reads_bytes
+        if tokenizer and is_bytes:
+            raise InputError(f"tokenizer: expected none, as {path} reads bytes, found {tokenizer}")
         self._bos, self._eos = (NUL, NUL) if is_bytes else (language.bos_id, language.eos_id)
         self._end_ids = (NUL,) if is_bytes else None  # None: those of the configuration
         longest = max_time(language.model)

@@ -139,6 +139,22 @@ def test_saelens(name: str, tmp_path: Path) -> None:
     assert written["metadata"] == METADATA | hooks
 
 
+@pytest.mark.parametrize(("function", "activation"), [({"activation_fn_str": "relu"}, "jumprelu"), (
+    {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}, "topk"), ({}, "jumprelu")])
+def test_configurations_of_saelens_before_6(function: dict[str, Any], activation: str, tmp_path: Path) -> None:
+    """Without metadata and with the settings of the run; the architecture is standard, also for a TopK."""
+    source = saelens_directory(tmp_path / "source", {"architecture": "standard"})
+    (source / "cfg.json").write_text(json.dumps({
+        **function, "d_in": D, "d_sae": N, "model_name": "gpt2-small", "hook_point_head_index": None,
+        "hook_point": "blocks.7.hook_resid_pre", "hook_point_layer": 7, "lr": 4e-4, "l1_coefficient": 8e-5,
+        "use_ghost_grads": False, "context_size": 128, "normalize_activations": False}))
+    model = converted(source, tmp_path / "out")
+    assert_same(model, *saelens_formula({"architecture": "topk" if activation == "topk" else "standard"}))
+    config = model.config
+    assert (config.activation, config.source_model, config.hook, config.layer, config.context_size) == (
+        activation, "gpt2-small", "resid_pre", 7, 128)
+
+
 @pytest.mark.parametrize("architecture", ["jumprelu", "topk"])
 def test_what_needs_no_folding_is_exact(architecture: str, tmp_path: Path) -> None:
     tree = CASES[architecture]

@@ -161,7 +161,9 @@ class TopKSAE(nnx.Module):
     def decode(self, codes: Codes) -> jax.Array:
         """The reconstruction `[…, d_model]`, f32. Reads only the decoder rows of active latents."""
         decoded = self.mix(codes) + self.bias[...]
-        return decoded if codes.deviation is None else decoded * codes.deviation + codes.mean
+        if codes.mean is None or codes.deviation is None:
+            return decoded
+        return decoded * codes.deviation + codes.mean
 
     def mix(self, codes: Codes) -> jax.Array:
         """The sum of decoder rows weighted by the codes, without the bias: `[…, d_model]`, f32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from tilelli_jax.__main__ import main
 from tilelli_jax.loading import store
 from tilelli_jax.models.vanilla import VanillaConfig
 
+ROOT = Path(__file__).parents[3]
 VANILLA = VanillaConfig(d_model=24, n_layers=1, max_seq_len=48, n_heads=3, dense_expand=2)
-DOCUMENTS: list[dict[str, Any]] = [{"question": f"{a} and {b}?", "choices": [" one", " another"], "answer": i % 2}
-             for i, (a, b) in enumerate([("cat", "dog"), ("sun", "moon"), ("hot", "cold"), ("up", "down")])]
+DOCUMENTS: list[dict[str, Any]] = [
+    {"question": f"{words}?", "choices": [" one", " another"], "answer": i % 2}
+    for i, words in enumerate(("cat and dog", "sun and moon", "hot and cold", "up and down"))]
 COMMON = """
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {rows}}}}}
@@ -105,6 +108,21 @@ def test_lm_evals_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch,
     assert harness(["--model", "tilelli", "--model_args", "path=model,max_length=40", "--tasks", "choices",
                     "--include_path", "tasks", "--limit", "2", "--batch_size", "2"]) == 0
     assert "tilelli ({'path': 'model', 'max_length': 40})" in capsys.readouterr().out
+
+
+def test_the_lines_of_the_docs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/evaluate.md").read_text("utf-8")
+    task, = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (folder / "tasks/opposites.yaml").write_text(task)
+    (folder / "tasks/opposites.jsonl").write_text(json.dumps(
+        {"word": "hot", "choices": [" cold", " warm"], "answer": 0}) + "\n")
+    (folder / "runs/mine").mkdir(parents=True)
+    (folder / "model").rename(folder / "runs/mine/model")
+    lines, = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(lines, {})
+    cold, warm = log_likelihoods(store.load(folder / "runs/mine/model"),
+                                 [("The opposite of hot is", text) for text in (" cold", " warm")])
+    assert capsys.readouterr().out == f"{float(cold > warm)}\n"
 
 
 @pytest.mark.parametrize(("changed", "message"), [
