@@ -9,8 +9,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# torch is what the parity tests compare with. Without it (TEST_EXTRAS=test) they are skipped.
-TEST_EXTRAS ?= test,torch
+# torch is what the parity tests compare with. Without it and lm-eval (TEST_EXTRAS=test) their tests are skipped.
+TEST_EXTRAS ?= test,torch,lm-eval
 PYTEST ?=
 WORKERS ?= 2
 

@@ -110,7 +110,7 @@ def compare(rounds: int, print_line: Callable[[str], None], directory: Path) -> 
     seconds = in_turn({"ours": our_forward(model, ids),
                        **{name: transformers_forward(networks[name], ids) for name in networks}}, rounds)
     rows: list[tuple[str, ...]] = [(f"forward, {BATCH} × {TIME}", "ms", "ours / variant")]
-    rows += [(_label(name), milliseconds(seconds[name]), f"{ratio(seconds['ours'], seconds[name]):.2f}")
+    rows += [(label(name), milliseconds(seconds[name]), f"{ratio(seconds['ours'], seconds[name]):.2f}")
              for name in seconds]
     print_line(table(rows))
     seconds = in_turn({
@@ -121,7 +121,7 @@ def compare(rounds: int, print_line: Callable[[str], None], directory: Path) -> 
                        for few, many in zip(seconds[name], seconds[f"{name}, many"], strict=True)]
                 for name in ("ours", *networks)}
     rows = [(f"greedy decoding, batch {BATCH}", "ms/step", "tokens/s", "tokens/s, ours / variant")]
-    rows += [(_label(name), milliseconds(per_step[name]),
+    rows += [(label(name), milliseconds(per_step[name]),
               f"{BATCH / statistics.median(per_step[name]):,.0f}",
               f"{ratio(per_step[name], per_step['ours']):.2f}") for name in per_step]
     print_line(table(rows))
@@ -167,7 +167,7 @@ def convert(rounds: int, print_line: Callable[[str], None], directory: Path) -> 
     print_line(table(rows))
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     return {"ours": "ours", "eager": "transformers, eager", "sdpa": "transformers, fused attention"}[name]
 
 

@@ -36,8 +36,9 @@ class Outputs(NamedTuple):
 
 def require_packages(source: Source) -> None:
     """Raises InputError where a package that the check needs is not installed."""
-    by_transformers = source.is_directory and "model_type" in source.config
-    packages = ("torch", "transformers") if by_transformers else ("torch",)
+    by_transformers = (source.is_directory or source.is_gguf) and "model_type" in source.config
+    packages = (("torch", "transformers") if by_transformers else ("torch",)) + (
+        ("accelerate",) if source.is_gguf else ())
     for name in packages:
         if importlib.util.find_spec(name) is None:
             raise extras.missing(name, "--check")
@@ -46,8 +47,9 @@ def require_packages(source: Source) -> None:
 def compare(source: Source, plan: Plan, out: Path) -> Outputs:
     """Runs both networks in f32 on the same random input."""
     rng = np.random.default_rng(0)
-    run: Callable[..., Outputs] = {"t5": _seq2seq, "sae": _sae, "lrd": _lrd, "gpt_neox": _causal,
-                                   "gemma4": _causal}.get(plan.family, _routed)
+    run: Callable[..., Outputs] = {
+        "t5": _seq2seq, "sae": _sae, "lrd": _lrd, "gpt_neox": _causal, "llama": _causal, "gemma3": _causal,
+        "gemma4": _causal}.get(plan.family, _routed)
     return run(source, plan, store.load(out), rng)
 
 
@@ -84,7 +86,9 @@ def _causal(source: Source, plan: Plan, model: Any, rng: np.random.Generator) ->
     import torch
     import transformers
     ids = _ids(rng, plan)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
+    place = {"gguf_file": source.path.name} if source.is_gguf else {}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        source.path.parent if place else source.path, dtype=torch.float32, **place).eval()
     with torch.no_grad():
         logits = theirs(input_ids=torch.from_numpy(ids)).logits.numpy()
     return Outputs(np.asarray(model(ids)), logits, f"transformers {transformers.__version__}")
@@ -117,15 +121,20 @@ def _routed(source: Source, plan: Plan, model: Any, rng: np.random.Generator) ->
 
 def _sae(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:
     import torch
-    x = rng.standard_normal((ROWS * TIME, plan.config.d_model)).astype(np.float32)
-    tensors = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
-               for name, tensor in plan.tensors.items()}
-    encoder = tensors["W_enc"] if "W_enc" in tensors else tensors["encoder.weight"].T
-    encoder_bias = tensors["b_enc"] if "b_enc" in tensors else tensors["encoder.bias"]
-    decoder, bias = tensors["W_dec"], tensors["b_dec"]
-    values, latents = ((torch.from_numpy(x) - bias) @ encoder + encoder_bias).topk(plan.config.k)
-    codes = torch.zeros(len(x), plan.config.n_latents).scatter(1, latents, values.relu())
-    return Outputs(np.asarray(model(x)), (codes @ decoder + bias).numpy(), "its formula in PyTorch")
+    config = plan.config
+    x = torch.from_numpy(rng.standard_normal((ROWS * TIME, config.d_model)).astype(np.float32))
+    arrays = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
+              for name, tensor in plan.arrays().items()}
+    z, mean, deviation = x, torch.zeros(1), torch.ones(1)
+    if config.input_norm == "layer_norm":
+        mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        z = (x - mean) / (deviation + 1e-5)
+    pre = (z - arrays["bias"]) @ arrays["encoder.kernel"] + arrays["encoder.bias"]
+    values, latents = (pre if config.activation == "topk" else pre * (pre > arrays["threshold"])).topk(
+        config.n_codes)
+    codes = torch.zeros(len(x), config.n_latents).scatter(1, latents, values.relu())
+    theirs = (codes @ arrays["decoder.kernel"] + arrays["bias"]) * deviation + mean
+    return Outputs(np.asarray(model(x.numpy())), theirs.numpy(), "its formula in PyTorch")
 
 
 def _lrd(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:

@@ -1,8 +1,10 @@
-"""Converts checkpoints: PyTorch files and Hugging Face directories to model directories, and back.
+"""Converts checkpoints to model directories, and back.
 
-    tilelli convert SOURCE OUT                   SOURCE: a .pt file or a Hugging Face directory
-    tilelli convert MODEL_DIR OUT --to torch     OUT: a Hugging Face directory for the families gpt_neox,
-                                                 gemma4 and t5, a .pt file for all others
+    tilelli convert SOURCE OUT                   SOURCE: a .pt file, a Hugging Face directory, a .gguf,
+                                                 or the directory of an autoencoder
+    tilelli convert MODEL_DIR OUT --to torch     OUT: a .pt file for routed, vanilla, sae and lrd, a Hugging
+                                                 Face directory for all other families
+    tilelli convert MODEL_DIR OUT --to hf        for transformers: a byte-level network of this library
     tilelli convert MODEL_DIR OUT --to saelens   for an autoencoder; also --to sparsify
     tilelli convert --inspect SOURCE             lists its tensors and what they would become
 """
@@ -28,7 +30,7 @@ from tilelli_jax.io.tensors import Tensor, write_directory
 from tilelli_jax.loading import store
 from tilelli_jax.loading.model_card import CARD, CardInfo, model_card
 
-from . import assumptions, check, inspect, source, to_torch
+from . import assumptions, check, inspect, source, to_torch, to_transformers
 from .families import FAMILIES, OTHER_NAMES, family_of
 from .output import with_progress
 from .plan import Plan
@@ -63,11 +65,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                         help="type of the stored weights; by default that of SOURCE")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="setting of the network's configuration that SOURCE does not specify")
-    parser.add_argument("--to", choices=("torch", *AUTOENCODERS),
-                        help="convert back: SOURCE is a model directory; torch writes a Hugging Face "
-                             "directory for the families gpt_neox, gemma4 and t5, and a .pt file for routed, "
-                             "vanilla, sae and lrd; an autoencoder can also be written as a directory for "
-                             "SAELens or sparsify")
+    parser.add_argument("--to", choices=("torch", "hf", *AUTOENCODERS),
+                        help="SOURCE is a model directory. torch: convert back, to a .pt file for routed, "
+                             "vanilla, sae and lrd, else to a Hugging Face directory; hf: write a byte-level "
+                             "network for transformers; saelens, sparsify: write an autoencoder")
     parser.add_argument("--inspect", action="store_true", help="list the contents of SOURCE; convert nothing")
     parser.add_argument("--check", action="store_true",
                         help="run both networks on one input and print their largest difference; choose "
@@ -116,7 +117,7 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
     others = {store.CONFIG: as_json(config_lib.to_dict(plan.config)),
               CARD: model_card(plan.config, n_parameters, info).encode(),
               to_torch.RECORD: as_json(to_torch.record(opened, plan)),
-              **source.read_companions(opened.companions)}
+              **source.read_companions(opened.companions), **opened.generated()}
     vanished: dict[str, int] = {}
     start = time.perf_counter()
     with new_directory(options.out) as path:
@@ -137,6 +138,13 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _convert_back(options: argparse.Namespace) -> int:
+    if options.to == "hf":
+        if options.dtype:
+            raise InputError("--to hf: expected no --dtype")
+        if note := to_transformers.write(options.source, options.out):
+            print(f"note: {note}", file=sys.stderr)
+        print(f"{options.out}: written for transformers")
+        return 0
     config = store.load_config(options.source)
     arrays = _stored_as(store.read_tensors(options.source), options.dtype)
     vanished: dict[str, int] = {}

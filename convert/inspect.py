@@ -20,8 +20,10 @@ def report(source: Source, plan: Plan | None, problem: str) -> str:
     tensors = source.tensors if plan is None else plan.tensors
     rows = [["tensor", "shape", "type", "becomes"]]
     original_names = {} if plan is None else plan.original_names
-    rows += [[original_names.get(name, name), "×".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype),
-              _becomes(name, plan)] for name, tensor in tensors.items()]
+    for name, tensor in tensors.items():
+        original = original_names.get(name, name)
+        rows.append([original, "×".join(map(str, tensor.shape)) or "scalar",
+                     source.formats.get(original, str(tensor.dtype)), _becomes(name, plan)])
     lines = [table(rows), "", f"{source.path}: {len(tensors)} tensors, {_count(tensors):,} numbers"]
     if plan is not None:
         lines.append(f"family {plan.family}; configuration:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.io import yaml_text
 from tilelli_jax.io.files import check_regular, read_bytes
-from tilelli_jax.io.json_text import check_fetched, check_text, read_json
+from tilelli_jax.io.json_text import GIT_LFS, check_fetched, check_text, read_json
 from tilelli_jax.io.tensors import (
     INDEX,
     TENSORS,
@@ -24,6 +25,8 @@ from tilelli_jax.io.tensors import (
     read_file,
     read_weight_map,
 )
+from tilelli_jax.pretrained.gguf import is_gguf, read_gguf
+from tilelli_jax.pretrained.gguf_tokenizer import tokenizer_files
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
 
 from . import checkpoint
@@ -32,6 +35,8 @@ TORCH_TENSORS = "pytorch_model.bin"
 # Autoencoder directories hold cfg.json and this file.
 AUTOENCODERS = {"sparsify": "sae.safetensors", "saelens": "sae_weights.safetensors"}
 AUTOENCODER_CONFIG = "cfg.json"
+# Files of autoencoders next to a config.json, if any: dictionary_learning, Gemma Scope 2, Gemma Scope.
+DICTIONARY, GEMMA_SCOPE, GEMMA_SCOPE_NPZ = "ae.pt", "params.safetensors", "params.npz"
 STATE_KEYS = ("state_dict", "model", "model_state_dict")
 CONFIG_KEYS = ("base_model_cfg", "model_cfg", "config", "cfg")
 # Files such as the tokenizer's, which are copied unchanged in both directions.
@@ -53,6 +58,8 @@ class Source:
         state_key: key of the state dict in a `.pt` file; "" if the file itself is the state dict.
         config_key: key of the configuration in a `.pt` file; "" if it has none.
         companions: files that are copied unchanged.
+        generated: makes further files of the model directory: name → content.
+        formats: formats of the tensors of a GGUF file, by name in the file.
     """
 
     path: Path
@@ -64,10 +71,16 @@ class Source:
     state_key: str = ""
     config_key: str = ""
     companions: tuple[Path, ...] = ()
+    generated: Callable[[], Mapping[str, bytes]] = dict
+    formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_directory(self) -> bool:
         return self.path.is_dir()
+
+    @property
+    def is_gguf(self) -> bool:
+        return bool(self.formats)
 
     def with_names(self, name_of: Callable[[str], str | None]) -> Source:
         """Returns the source with its tensors renamed; drops tensors whose new name is None.
@@ -111,7 +124,7 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Opens a `.pt` file, a Hugging Face directory, or an autoencoder directory.
+    """Opens a `.pt` or `.npz` file, a Hugging Face directory, a GGUF file, or an autoencoder directory.
 
     Raises:
         InputError: the path is none of these, or cannot be read.
@@ -122,11 +135,20 @@ def open_source(path: Path) -> Source:
             raise InputError(f"{path}: expected {' or '.join(AUTOENCODERS.values())} next to "
                              f"{AUTOENCODER_CONFIG}")
         return Source(path, read_json(path / AUTOENCODER_CONFIG), read_file(path / tensor_files[0]))
+    for name in (DICTIONARY, GEMMA_SCOPE, GEMMA_SCOPE_NPZ):
+        if lexists(path / name):
+            return _autoencoder(path, name)
     if path.is_dir():
         return Source(path, read_config(path), _directory(path), companions=companions_of(path))
     if not lexists(path):
         raise InputError(f"{path}: no such file or directory")
     check_regular(path)
+    if is_gguf(path):
+        file = read_gguf(path)
+        return Source(path, file.config, file.tensors, formats=file.formats,
+                      generated=lambda: tokenizer_files(file.metadata, str(path)))
+    if path.suffix == ".npz":
+        return Source(path, {}, _npz(path))
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: expected its directory, which contains {CONFIG}, or a .pt file")
     tree = checkpoint.read(path)
@@ -150,6 +172,58 @@ def open_source(path: Path) -> Source:
     check_text([config, plain_entries, *tensors, *ignored_keys], str(path))
     return Source(path, config, {**tensors, **dict(_arrays(other_entries))}, {}, plain_entries, ignored_keys,
                   state_key, config_key)
+
+
+def _autoencoder(path: Path, name: str) -> Source:
+    """Opens a directory whose tensors are in the file `name`."""
+    config = read_json(path / CONFIG) if lexists(path / CONFIG) else {}
+    if name == GEMMA_SCOPE:
+        return Source(path, config, read_file(path / name))
+    if name == GEMMA_SCOPE_NPZ:
+        return Source(path, config, _npz(path / name))
+    if not config:
+        raise InputError(f"{path}: expected {CONFIG} next to {name}")
+    tree = checkpoint.read(path / name)
+    if not isinstance(tree, dict):
+        raise InputError(f"{path / name}: expected a dict of tensors, found a {type(tree).__name__}")
+    return Source(path, config, {str(key): value for key, value in tree.items() if isinstance(value, Tensor)})
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of a NumPy archive, read lazily and without pickle."""
+    check_regular(path)
+
+    def lazy(entry: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+        def parts() -> Iterator[np.ndarray]:
+            with zipfile.ZipFile(path) as archive, archive.open(entry) as file:
+                yield np.lib.format.read_array(file, allow_pickle=False)
+        return Tensor(shape, dtype, parts)
+
+    tensors = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise InputError(f"{path}: expected an archive of numpy.savez, found a compressed one")
+            if (damaged := archive.testzip()) is not None:
+                raise InputError(f"{path}: cannot be read: {damaged} is damaged (its checksum differs)")
+            for entry in archive.infolist():
+                with archive.open(entry) as file:
+                    version = np.lib.format.read_magic(file)
+                    header = (np.lib.format.read_array_header_1_0 if version == (1, 0) else
+                              np.lib.format.read_array_header_2_0)
+                    shape, _, dtype = header(file)
+                if dtype.hasobject:
+                    raise InputError(f"{path}: {entry.filename}: expected numbers, found Python objects")
+                tensors[entry.filename.removesuffix(".npy")] = lazy(entry, shape, dtype)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and NumPy raise exceptions of many types for a damaged archive
+        with path.open("rb") as file:
+            check_fetched(path, file.read(len(GIT_LFS)))
+        raise InputError(f"{path}: expected an archive of NumPy arrays, found: {error!s:.200}") from None
+    return tensors
 
 
 def companions_of(path: Path) -> tuple[Path, ...]:

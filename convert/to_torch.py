@@ -96,9 +96,11 @@ def _output_format(config: Any, out: Path, to: Target, source: str) -> Format:
     | torch             | one of transformers | a Hugging Face directory    |
     | torch             | any other           | a .pt file                  |
     """
-    if config.family == "sae" and config.activation != "topk" and to != "saelens":
-        raise InputError(f"--to {to}: {source}: activation: expected topk, found batch_topk, which only "
-                         f"--to saelens can write")
+    if config.family == "sae" and to != "saelens":
+        for key, value in (("activation", "topk"), ("input_norm", "none")):
+            if getattr(config, key) != value:
+                raise InputError(f"--to {to}: {source}: {key}: expected {value}, found "
+                                 f"{getattr(config, key)}, which only --to saelens can write")
     if to == "saelens" or to == "sparsify":
         if config.family != "sae":
             raise InputError(f"--to {to}: {source}: expected an autoencoder, found a {config.family}")

@@ -34,7 +34,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io import json_text, yaml_text
 from tilelli_jax.io.files import lock, new_directory, read_bytes
 from tilelli_jax.loading import store
-from tilelli_jax.loading.language import open_network
+from tilelli_jax.loading.language import load as load_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.training import budget
@@ -137,14 +137,14 @@ def hugging_face(**changes: Any) -> Provoke:
         random_network(config, 0)[0].save_pretrained(path / "hf")
         tree = json.loads((path / "hf/config.json").read_text())
         (path / "hf/config.json").write_text(json.dumps({**tree, **changes}))
-        return open_network(path / "hf")
+        return load_network(path / "hf")
     return provoke
 
 
 def pointer(path: Path) -> Any:
     (path / "hf").mkdir()
     (path / "hf/config.json").write_text(POINTER)
-    return open_network(path / "hf")
+    return load_network(path / "hf")
 
 
 def whole_numbers(path: Path) -> None:
@@ -254,7 +254,10 @@ PROVOKE: dict[str, Provoke] = {
     "weights quantised by another library": hugging_face(
         quantization_config={"quant_method": "bitsandbytes"}),
     "a rotation of base 0": hugging_face(rope_parameters={"rope_theta": 0}),
-    "an unknown rotary scaling": hugging_face(rope_scaling={"type": "linear", "factor": 2.0}),
+    "an unknown rotary scaling": hugging_face(rope_scaling={"type": "longrope", "factor": 2.0}),
+    "a truncated GGUF file": said("model.gguf", b"GGUF\x03\0\0\0" + bytes(15), load_network),
+    "another file with the name of a GGUF file": said("model.gguf", b"PK\x03\x04", load_network),
+    "a network that does not exist": made(lambda path: load_network(path / "misspelt"), "runs"),
     "a .pt file that contains code": evil,
     "an output that already exists": out_is_there,
     "an unsupported format": said("q.xlsx", "PK", read_rows),

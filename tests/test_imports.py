@@ -26,10 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parallel": {"config", "errors"},
     "nn": set(),
     "data": {"cli", "config", "errors", "extras", "io"},
-    "pretrained": {"errors", "io"},
+    "pretrained": {"errors", "extras", "io"},
     "models": {"nn", "data", "pretrained", *BELOW},
     "estimators": {"models", "nn", *BELOW},
-    "loading": {"models", "estimators", *BELOW},
+    "loading": {"models", "estimators", "pretrained", *BELOW},
     "signals": {"estimators", "models", "nn", *BELOW},
     "generation": {"loading", "signals", "models", "nn", *BELOW},
     "training": {"loading", "generation", "models", "estimators", "nn", "data", *BELOW},
@@ -47,7 +47,9 @@ def modules(directory: str, name: str) -> dict[str, Path]:
 
 NOT_INSTALLED = {"eval", "convert", "tests", "bench", "launch", "tools"}  # not under these names
 MODULES = modules("tilelli_jax", LIBRARY)
-CONVERT = modules("convert", f"{LIBRARY}.convert")
+REMOTE = f"{LIBRARY}.convert.remote_code."  # copied for transformers, never imported here
+CONVERT = {name: path for name, path in modules("convert", f"{LIBRARY}.convert").items()
+           if not name.startswith(REMOTE)}
 EVAL = modules("eval", f"{LIBRARY}.eval")
 ALL = MODULES | CONVERT | EVAL
 

@@ -16,13 +16,15 @@ from tilelli_jax.cli import interrupts
 if TYPE_CHECKING:
     from tilelli_jax.errors import InputError
     from tilelli_jax.generation.decoding import generate, generate_ids
-    from tilelli_jax.loading.store import build, load, save
+    from tilelli_jax.loading.language import load, open_language
+    from tilelli_jax.loading.store import build, save
 
-__all__ = ["InputError", "build", "generate", "generate_ids", "load", "save"]
+__all__ = ["InputError", "build", "generate", "generate_ids", "load", "open_language", "save"]
 
 # Imported on first use: `doctor` has to run where jax fails to import, and `data` does not need jax.
 _MODULES = {"InputError": "errors", "build": "loading.store", "generate": "generation.decoding",
-            "generate_ids": "generation.decoding", "load": "loading.store", "save": "loading.store"}
+            "generate_ids": "generation.decoding", "load": "loading.language",
+            "open_language": "loading.language", "save": "loading.store"}
 
 
 interrupts.handle_from_start(__name__)

@@ -53,6 +53,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "claims": Command("eval.claims.command:main", "check published claims about a chat model"),
         "compare": Command("eval.comparison.command:main",
                            "train networks at equal budget and test the difference"),
+        "eval": Command("eval.harness.command:main", "run benchmark tasks of lm_eval"),
     },
     "machine": {
         "doctor": Command("commands.doctor:main", "report devices, versions and problems found here"),

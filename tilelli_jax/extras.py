@@ -8,14 +8,17 @@ from tilelli_jax.errors import InputError
 
 # Import name of a package → the extra of pyproject.toml that installs it.
 EXTRA = {
-    "datasets": "hf", "jinja2": "hf", "tokenizers": "hf", "transformers": "hf", "torch": "torch",
-    "gradio": "app", "plotly": "app", "pyarrow": "eval", "scipy": "eval", "sklearn": "eval",
-    "statsmodels": "eval", "tensorboardX": "tensorboard", "wandb": "wandb", "libtpu": "tpu",
+    "datasets": "hf", "huggingface_hub": "hf", "jinja2": "hf", "tokenizers": "hf", "transformers": "hf",
+    "torch": "torch",
+    "gguf": "gguf", "lm_eval": "lm-eval", "gradio": "app", "plotly": "app", "pyarrow": "eval",
+    "scipy": "eval", "sklearn": "eval", "statsmodels": "eval", "tensorboardX": "tensorboard",
+    "wandb": "wandb", "libtpu": "tpu",
 }
 # Extra → distributions, any of which shows that the extra is installed.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",), "metal": ("jax-mps",),
-    "eval": ("scikit-learn",), "app": ("gradio",), "hf": ("datasets",), "torch": ("torch",),
+    "eval": ("scikit-learn",), "gguf": ("gguf",), "app": ("gradio",), "hf": ("datasets",),
+    "torch": ("torch",), "lm-eval": ("lm_eval",),
     "tensorboard": ("tensorboardX",), "wandb": ("wandb",)}
 
 

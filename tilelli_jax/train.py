@@ -40,7 +40,7 @@ from tilelli_jax.training.run import RunDirectory, provenance
 from tilelli_jax.training.step import Training, TrainState, check_memory, parameter_count, split_params
 from tilelli_jax.training.tasks.base import Task
 from tilelli_jax.training.tasks.chat import ChatTask, with_starting_network
-from tilelli_jax.training.tasks.sae import AutoencoderTask
+from tilelli_jax.training.tasks.sae import AutoencoderTask, with_provenance
 from tilelli_jax.training.tasks.text import TextTask
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def train(config: ExperimentConfig, run: RunDirectory, command: str, *, resume: 
 
     # Check everything before anything is written.
     require_extras(config.log)
-    config = with_starting_network(config, run)
+    config = with_provenance(with_starting_network(config, run))
     mesh = make_mesh(config.mesh)
     config.train.check_shared(batch_devices(mesh))
     task = _task_class(config)(config, mesh)

@@ -6,7 +6,7 @@ from tilelli_jax.errors import InputError
 
 from ..plan import Family
 from ..source import Source
-from .hugging_face import GEMMA4, GPT_NEOX, T5
+from .hugging_face import GEMMA3, GEMMA4, GPT_NEOX, LLAMA, T5
 from .lrd import LRD
 from .sae import SAE
 from .tilelli import ATOME, TILELLI
@@ -14,7 +14,8 @@ from .vanilla import VANILLA
 
 # In order of precedence: the first family that recognises a source is used.
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (GPT_NEOX, GEMMA4, T5, SAE, LRD, VANILLA, ATOME, TILELLI)}
+    family.name: family for family in (
+        GPT_NEOX, LLAMA, GEMMA3, GEMMA4, T5, SAE, LRD, VANILLA, ATOME, TILELLI)}
 OTHER_NAMES = {"chronos": "t5"}
 
 

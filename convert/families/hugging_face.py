@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.models.gemma3 import FlaxGemma3ForCausalLM
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM
+from tilelli_jax.models.llama import FlaxLlamaForCausalLM
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.pretrained import hugging_face
@@ -19,20 +21,25 @@ def _family(network: type[PretrainedModel]) -> Family:
     theirs = network.hugging_face
 
     def recognises(source: Source) -> bool:
-        return source.is_directory and source.config.get("model_type") in theirs.model_types
+        return _is_checkpoint(source) and source.config.get("model_type") in theirs.model_types
 
     def plan(source: Source, overrides: Sequence[str]) -> Plan:
-        if not source.is_directory:
+        if not _is_checkpoint(source):
             raise InputError(f"{source.path}: expected a directory, found a PyTorch file; "
-                             f"--from {theirs.family} reads a Hugging Face directory")
-        config_path = f"{source.path / hugging_face.CONFIG}"
+                             f"--from {theirs.family} reads a Hugging Face directory or a GGUF file")
+        config_path = str(source.path if source.is_gguf else source.path / hugging_face.CONFIG)
         source = source.with_names(theirs.present_name)
         inferred = hugging_face.settings(theirs, source.config, source.tensors, config_path)
         config = configured(network.config_class, inferred, overrides, config_path)
-        return make_plan(theirs.family, network, config, theirs.names, source, theirs.ignored(config))
+        return make_plan(theirs.family, network, config, theirs.names(config), source, theirs.ignored(config))
 
     return Family(theirs.family, recognises, plan)
 
 
-GPT_NEOX, GEMMA4, T5 = (_family(network) for network in (
-    FlaxGPTNeoXForCausalLM, FlaxGemma4ForCausalLM, FlaxT5ForConditionalGeneration))
+def _is_checkpoint(source: Source) -> bool:
+    return source.is_directory or source.is_gguf
+
+
+GPT_NEOX, LLAMA, GEMMA3, GEMMA4, T5 = (_family(network) for network in (
+    FlaxGPTNeoXForCausalLM, FlaxLlamaForCausalLM, FlaxGemma3ForCausalLM, FlaxGemma4ForCausalLM,
+    FlaxT5ForConditionalGeneration))

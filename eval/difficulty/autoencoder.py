@@ -16,6 +16,7 @@ from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import as_expected, read_json
 from tilelli_jax.loading import store
+from tilelli_jax.loading.language import Language
 from tilelli_jax.signals.patching import EVERYTHING, PatchedLoss
 from tilelli_jax.training.run import RunDirectory
 from tilelli_jax.training.tasks.sae import reconstruction_quality
@@ -82,8 +83,10 @@ def train_sae(path: Path, config: DifficultyConfig, data: StudyData, network: An
         TrainingStopped: see `networks.train_network`.
     """
     hook = config.extract.hook
-    rows = _stored_rows(path / "rows", {"source_model": source_model, "hook": hook, "layer": layer},
-                        lambda: data.activation_rows(network, items, layer))
+    metadata: dict[str, Any] = {"source_model": source_model, "hook": hook, "layer": layer}
+    if isinstance(network, Language):
+        metadata["prepend_bos"] = False  # `Language.encode` adds none
+    rows = _stored_rows(path / "rows", metadata, lambda: data.activation_rows(network, items, layer))
     width = open_activations(rows).d_model
     train_network(config.sae.train, path / "run", [
         *config.sae.set, f"activations.source={rows}", f"model.d_model={width}", f"model.layer={layer}",
@@ -119,7 +122,7 @@ def evaluate(path: Path, model: Path, config: DifficultyConfig, data: StudyData,
         "dead": quality["dead_fraction"], "l0": quality["l0"], "rows": quality["rows"],
         "explained_probed": reconstruction_quality(sae, probed)["explained_variance"],
         "explained_random": reconstruction_quality(
-            _random_sae(sae, held_out), held_out)["explained_variance"],
+            _random_sae(sae, held_out, quality["l0"]), held_out)["explained_variance"],
         "losses": losses}))
 
 
@@ -129,9 +132,14 @@ def _active_counts(sae: TopKSAE, rows: Iterable[np.ndarray]) -> np.ndarray:
                 for values, latents in encoded(sae, rows)), np.zeros(sae.config.n_latents, np.int64))
 
 
-def _random_sae(sae: TopKSAE, rows: Activations) -> TopKSAE:
-    """Returns an autoencoder of the same shape with random weights and the mean of the rows as its bias."""
-    random_sae = store.build(dataclasses.replace(sae.config, activation="topk", max_active=0), 0)
+def _random_sae(sae: TopKSAE, rows: Activations, l0: float) -> TopKSAE:
+    """Returns a TopK SAE of the same shape with random weights and the mean of the rows as its bias.
+
+    Its k is that of the autoencoder, or, where that has none, the mean number of its active latents.
+    """
+    k = sae.config.k or max(1, round(l0))
+    random_sae = store.build(dataclasses.replace(sae.config, activation="topk", k=k, max_active=0,
+                                                 input_norm="none"), 0)
     total = sum(block.sum(axis=0, dtype=np.float64) for block in rows.blocks())
     random_sae.bias[...] = jnp.asarray(total / len(rows), jnp.float32)
     return random_sae

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
-from tilelli_jax.loading.language import open_network
+from tilelli_jax.loading.language import load
 from tilelli_jax.models.chronos import Chronos
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.parallel.sharding import Mesh
@@ -63,7 +63,7 @@ class ChronosData:
         return len(self.windows.starts)
 
     def open(self, config: NetworkConfig, path: str) -> Chronos:
-        network = open_network(path, self.config.compute, self.mesh)
+        network = load(path, self.config.compute, self.mesh)
         if not isinstance(network, FlaxT5ForConditionalGeneration):
             raise InputError(f"{path}: expected a Chronos model, found family {network.config.family}")
         if network.config.chronos is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from tilelli_jax.data.chat_pairs import open_pairs
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.fingerprint import network_fingerprint
+from tilelli_jax.loading.sources import local_path
+from tilelli_jax.pretrained.gguf import is_gguf
 from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.run import FREE_KEYS, RunDirectory
 
@@ -30,7 +33,8 @@ EXPORT_KEY = "train.export"  # a run may change it on resuming, but it decides w
 class NetworkConfig(Section):
     """A network: an existing model directory, or one to train."""
 
-    path: str = setting("", "model directory, of this project or of Hugging Face")
+    path: str = setting(
+        "", "model directory, Hugging Face directory, GGUF file, or id of the Hugging Face hub")
     train: str = setting(
         "", "training configuration, file or name; the study trains this network first. Instead of path")
     set: tuple[str, ...] = setting(
@@ -82,8 +86,8 @@ def check(section: NetworkConfig, name: str) -> None:
         name: the key of the section.
 
     Raises:
-        InputError: the network's directory, tokenizer or training configuration does not exist, or the
-            training configuration is not valid.
+        InputError: the network, tokenizer or training configuration does not exist, or the training
+            configuration is not valid.
     """
     if section.train:
         try:
@@ -91,22 +95,21 @@ def check(section: NetworkConfig, name: str) -> None:
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     else:
-        check_directory(section.path, f"{name}.path")
+        check_source(section.path, f"{name}.path")
     check_tokenizer(section.tokenizer, f"{name}.tokenizer")
 
 
-def check_directory(path: str | Path, key: str) -> None:
-    """Raises InputError, which names the key or option, if a network's directory does not exist."""
-    if Path(path).is_dir():
-        return
-    if Path(path).exists():
-        found = "a file"
-    elif "*" in str(path):  # the shell passes a pattern that matches nothing as it is
-        found = "no such directory; has the study finished?"
-    else:
-        found = ("nothing; download a model of the Hugging Face hub with `hf download NAME --local-dir DIR` "
-                 "(for a gated model, run `hf auth login` and accept its terms first)")
-    raise InputError(f"{key}: {path}: expected the directory of a network, found {found}")
+def check_source(path: str | Path, key: str) -> None:
+    """Raises InputError, which names the key or option, if a network does not exist; see `load` for paths."""
+    if "*" in str(path) and not os.path.lexists(path):  # the shell passes a pattern without a match as it is
+        raise InputError(f"{key}: {path}: no such directory; has the study finished?")
+    try:
+        local = local_path(path)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+    if not local.is_dir() and not is_gguf(local):
+        raise InputError(f"{key}: {path}: expected the directory of a network or a GGUF file, found another "
+                         "file")
 
 
 def check_tokenizer(path: str | Path, key: str) -> None:
@@ -176,19 +179,24 @@ class StudyNetwork:
 
     @functools.cached_property
     def path(self) -> Path:
-        """The model directory; trains the network first if the section says so.
+        """The local path of the network; trains it first if the section says so.
 
         The run directory is in `out/networks/` (see `run_path`). It resumes and logs like any other run.
         """
         if self.section.path:
-            return Path(self.section.path)
+            return local_path(self.section.path)
         section = self.section
         run = run_path(self._out / "networks", self._role, section.experiment())
         return train_network(section.train, run, section.set)
 
     @property
     def name(self) -> str:
-        """The name of the model directory; for the model/ of a run, the name of the run directory."""
+        """The id on the Hugging Face hub, or the name of the directory or file.
+
+        For the model/ of a run it is the name of the run directory.
+        """
+        if self.section.path and not os.path.lexists(self.section.path):
+            return self.section.path
         path = self.path.resolve()
         return path.parent.name if path.name == "model" else path.name
 

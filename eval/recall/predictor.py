@@ -108,7 +108,7 @@ def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | P
     Raises:
         InputError: one of them cannot be read, or the sidecar was trained on another network.
     """
-    networks.check_directory(model, "--model")
+    networks.check_source(model, "--model")
     networks.check_tokenizer(tokenizer, "--tokenizer")
     if not Path(sidecar).exists():
         raise InputError(f"--sidecar: {sidecar}: expected a sidecar, found nothing; a finished `tilelli "

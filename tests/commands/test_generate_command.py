@@ -143,7 +143,7 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (lambda model, tmp: ["--model", tmp / "none", "--prompt", "x"],
-     "{tmp}/none: expected a model directory (config.json and model.safetensors), found nothing"),
+     "{tmp}/none: no such file or directory"),
     (lambda model, tmp: ["--model", model / "config.json", "--prompt", "x"],
      "{model}/config.json: expected a model directory (config.json and model.safetensors), found a file"),
     (lambda model, tmp: ["--model", tmp, "--prompt", "x"],

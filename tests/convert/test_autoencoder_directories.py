@@ -119,9 +119,8 @@ def test_check(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(("change", "expected"), [
     ({"transcode": True}, ["transcode: expected False"]),
     ({"activation": "groupmax"}, ["activation", "'topk'"]),
-    ({"architecture": "jumprelu"}, ["architecture", "'topk'"]),
-    ({"normalize_activations": "layer_norm"}, ["normalize_activations"]),
-    ({"apply_b_dec_to_input": False}, ["apply_b_dec_to_input: expected True"]),
+    ({"architecture": "gated"}, ["architecture", "'topk'", "found 'gated'"]),
+    ({"normalize_activations": "constant_norm_rescale"}, ["normalize_activations"]),
     ({"activation_fn_str": "relu"}, ["activation_fn_str: expected 'topk', found 'relu'"]),
     ({"signed": True}, ["signed: expected False, found True"]),
     ({"d_in": D + 1}, [f"d_in: expected {D}, the size in the tensors, found {D + 1}"]),

@@ -66,7 +66,7 @@ def write_neox(path: Path, config: GPTNeoXConfig) -> dict[str, tuple[int, ...]]:
     """Writes a Hugging Face directory; returns the names and shapes of its tensors."""
     family = FlaxGPTNeoXForCausalLM.hugging_face
     shapes = {name: leaf.shape for name, leaf in abstract_arrays(FlaxGPTNeoXForCausalLM, config).items()}
-    file_shapes = {link.theirs[0]: link.their_shape for link in mapping.link(family.names, shapes)}
+    file_shapes = {link.theirs[0]: link.their_shape for link in mapping.link(family.names(config), shapes)}
     tensors = {name: Tensor(shape, BF16, lambda i=i, shape=shape: iter([
         np.broadcast_to(tensor_row(i, shape[-1]), shape)]))
                for i, (name, shape) in enumerate(file_shapes.items())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ needs_reference = needs(STORED)
 NOISE = noise(1, steps=3)  # relative to the largest number; measured: 2e-7
 SAE = SAEConfig(d_model=6, n_latents=20, k=4)
 BATCH = SAEConfig(d_model=6, n_latents=20, k=2, activation="batch_topk")
+JUMP = SAEConfig(d_model=6, n_latents=20, k=0, activation="jumprelu")
 SIDECAR = SidecarConfig(n_features=3, n_prompt_features=4, d_hidden=5)
 
 
@@ -67,6 +69,50 @@ def test_batch_topk_autoencoder_applies_its_threshold() -> None:
         assert distance(prompt_features, codes @ w["decoder.kernel"] + w["bias"]) < NOISE
         assert jax.eval_shape(lambda x, sae=sae: sae.encode(x, 5), x).values.shape == (7, 3, 5)
     assert jax.eval_shape(store.from_arrays(BATCH, arrays).encode, x).values.shape == (7, 3, 8)
+
+
+def test_jumprelu_autoencoder_applies_the_threshold_of_each_latent() -> None:
+    """All latents above their own threshold are active; with max_active, the largest of these."""
+    arrays = {**random_arrays(JUMP), "threshold": np.linspace(-0.5, 2, 20).astype(np.float32)}
+    x = np.random.default_rng(1).standard_normal((7, 3, 6))
+    w = {name: array.astype(np.float64) for name, array in arrays.items()}
+    pre = (x - w["bias"]) @ w["encoder.kernel"] + w["encoder.bias"]
+    codes = np.where(pre > w["threshold"], np.maximum(pre, 0), 0)
+    # Some of a row's largest are below their thresholds; they must not count among its 3 largest.
+    limited = np.where(codes >= np.sort(codes)[..., -3, None], codes, 0)
+    naive = np.where(pre >= np.sort(pre)[..., -3, None], codes, 0)
+    assert (limited != codes).any() and (limited != naive).any()
+    for limit, expected in ((0, codes), (3, limited)):
+        sae = store.from_arrays(dataclasses.replace(JUMP, max_active=limit), arrays)
+        result = jax.jit(sae.encode)(jnp.asarray(x))
+        assert result.values.shape == (7, 3, limit or 20) and distance(sae.dense(result), expected) < NOISE
+        assert (np.diff(result.values, axis=-1) <= 0).all()
+        assert distance(sae.decode(result), expected @ w["decoder.kernel"] + w["bias"]) < NOISE
+
+
+def test_layer_norm_is_undone_after_decoding() -> None:
+    config = dataclasses.replace(SAE, input_norm="layer_norm")
+    sae = store.from_arrays(config, arrays := random_arrays(config))
+    x = 3 + 2 * np.random.default_rng(1).standard_normal((7, 3, 6))
+    w = {name: array.astype(np.float64) for name, array in arrays.items()}
+    mean, deviation = x.mean(-1, keepdims=True), x.std(-1, keepdims=True, ddof=1)
+    pre = ((x - mean) / (deviation + 1e-5) - w["bias"]) @ w["encoder.kernel"] + w["encoder.bias"]
+    codes = np.where(pre >= np.sort(pre)[..., -4, None], np.maximum(pre, 0), 0)
+    result = jax.jit(sae.encode)(jnp.asarray(x))
+    assert distance(sae.dense(result), codes) < 3 * NOISE
+    expected = (codes @ w["decoder.kernel"] + w["bias"]) * deviation + mean
+    assert distance(sae.decode(result), expected) < 3 * NOISE
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"activation": "jumprelu"}, "k: expected 0 with activation jumprelu, .* cannot be trained, found 32"),
+    ({"k": 0}, "k: expected an integer ≥ 1, found 0"),
+    ({"k": 0, "activation": "batch_topk"}, "k: expected an integer ≥ 1, found 0"),
+    ({"k": 0, "activation": "jumprelu", "max_active": 9, "n_latents": 8},
+     "max_active: expected 0, or from 1 to n_latents 8, found 9")])
+def test_inconsistent_settings_are_rejected(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SAEConfig(**settings)
 
 
 def test_directories_without_the_activation_setting_load(tmp_path: Path) -> None:
@@ -118,7 +164,7 @@ def test_sidecar_matches_its_formula() -> None:
     assert distance(jax.jit(sidecar.__call__)(*inputs), sigmoid(logits / w["temperature"])) < NOISE
 
 
-@pytest.mark.parametrize("config", [SAE, BATCH, SIDECAR], ids=lambda config: config.family)
+@pytest.mark.parametrize("config", [SAE, BATCH, JUMP, SIDECAR], ids=lambda config: config.family)
 def test_a_round_trip_through_a_model_directory(config: SAEConfig | SidecarConfig, tmp_path: Path) -> None:
     model = store.from_arrays(config, random_arrays(config))
     store.save(model, tmp_path)

@@ -140,6 +140,30 @@ def _make_autoencoders() -> None:
         Path(layout, "cfg.json").write_text(json.dumps(CONFIGS[layout]))
         safetensors.numpy.save_file({name: np.ascontiguousarray(array, np.float32)
                                      for name, array in arrays.items()}, Path(layout, file))
+    gemma = {"w_enc": encoder, "b_enc": np.zeros(N), "w_dec": decoder, "b_dec": np.zeros(D),
+             "threshold": np.ones(N)}
+    np.savez("params.npz", **gemma)
+    Path("gemma").mkdir()
+    Path("gemma", "config.json").write_text(json.dumps({
+        "architecture": "jump_relu", "model_name": "gemma", "hf_hook_point_in": "model.layers.7.output"}))
+    safetensors.numpy.save_file(gemma, Path("gemma", "params.safetensors"))
+
+
+def _make_torch_autoencoders() -> None:
+    pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
+    rng = np.random.default_rng(0)
+    linear = {"encoder.weight": rng.standard_normal((N, D)).astype(np.float32),
+              "decoder.weight": rng.standard_normal((D, N)).astype(np.float32)}
+    Path("dictionary").mkdir()
+    Path("dictionary", "config.json").write_text(json.dumps({
+        "trainer": {"dict_class": "BatchTopKSAE", "activation_dim": D, "dict_size": N, "k": 4, "layer": 1,
+                    "lm_name": "pythia", "submodule_name": "resid_post_layer_1"}, "buffer": {"ctx_len": 9}}))
+    save_pt(Path("dictionary", "ae.pt"), {
+        **linear, "encoder.bias": np.zeros(N, np.float32), "b_dec": np.zeros(D, np.float32),
+        "threshold": np.array(1, np.float32), "k": np.array(4, np.int32)})
+    save_pt(Path("openai.pt"), {
+        **linear, "latent_bias": np.zeros(N, np.float32), "pre_bias": np.zeros(D, np.float32),
+        "activation": "TopK", "activation_state_dict": {"k": 4, "postact_fn": "ReLU"}})
 
 
 def _make_converted() -> None:
@@ -177,6 +201,11 @@ CONVERT = (
     Target("convert, Chronos", partial(_make_hugging_face, CHRONOS), convert, ARGUMENTS, MUTATED, 50),
     Target("convert, SAELens", _make_autoencoders, convert, "saelens out", "saelens saelens/*", 30),
     Target("convert, sparsify", _make_autoencoders, convert, "sparsify out", "sparsify sparsify/*", 30),
+    Target("convert, Gemma Scope", _make_autoencoders, convert, "params.npz out", "params.npz", 20),
+    Target("convert, Gemma Scope 2", _make_autoencoders, convert, "gemma out", "gemma gemma/*", 20),
+    Target("convert, dictionary_learning", _make_torch_autoencoders, convert, "dictionary out",
+           "dictionary dictionary/*", 30),
+    Target("convert, openai", _make_torch_autoencoders, convert, "openai.pt out", "openai.pt", 20),
     Target("convert, back to .pt", _make_converted, convert, "lite out.pt --to torch", "lite/*", 30),
     Target("convert, back", _make_converted, convert, "chronos out --to torch", "chronos/*", 40),
     Target("convert, to SAELens", _make_converted, convert, "sae out --to saelens", "sae sae/*", 20))

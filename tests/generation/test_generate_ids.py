@@ -94,6 +94,16 @@ def test_end_ids_end_a_continuation() -> None:
         assert [result.ids.tolist() for result in tilelli_jax.generate_ids(
             model, PROMPTS, max_new=70, temperature=1.0, end_ids=[])] == complete
 
+        counts: list[int] = []
+
+        def stop(ids: np.ndarray) -> int | None:
+            counts.append(len(ids))
+            return 66 if ids.tolist() == complete[1] else None
+        results = tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0, end_ids=[], stop=stop)
+    assert [result.ids.tolist() for result in results] == [complete[0], complete[1][:66], complete[2]]
+    assert [result.ended for result in results] == [False, True, False]
+    assert counts == [64] * 3 + [70] * 3
+
 
 @pytest.mark.parametrize(("prompts", "message"), [
     ([[]], "prompts: 0: expected token ids, at least one"),

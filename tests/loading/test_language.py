@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,8 +22,8 @@ from tilelli_jax.loading import store
 from tilelli_jax.loading.language import (
     ByteTokenizer,
     HuggingFaceTokenizer,
+    load,
     open_language,
-    open_network,
     read_chat_template,
 )
 from tilelli_jax.models.arrays import to_arrays
@@ -98,6 +99,20 @@ def test_converted_directories_require_a_tokenizer(tmp_path: Path) -> None:
         assert result.encode("sat a") == [5, 3] and isinstance(result.model, FlaxGPTNeoXForCausalLM)
 
 
+def test_tokens_that_begin_and_end_a_text(tmp_path: Path) -> None:
+    """The tokenizer's files have priority over the network's configuration; null is none."""
+    random_network(dataclasses.replace(NEOX, bos_id=5, end_ids=(4, 3)), 0)[0].save_pretrained(tmp_path)
+    tokenizer(tmp_path)
+    for tree, expected in (({}, (5, 4)), ({"bos_token": "[BOS]", "eos_token": {"content": "a"}}, (0, 3)),
+                           ({"bos_token": None, "eos_token": "missing"}, (None, None))):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(tree))
+        result = open_language(tmp_path)
+        assert (result.bos_id, result.eos_id) == expected
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "cat", "pad_token": "a"}))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert open_language(tmp_path).bos_id == 4
+
+
 def test_truncation_and_padding_are_disabled(tmp_path: Path) -> None:
     encode = HuggingFaceTokenizer(tokenizer(tmp_path, limits=True)).encode
     assert encode("a cat sat a") == [3, 4, 5, 3] and encode("a") == [3]
@@ -109,6 +124,8 @@ def test_token_spans(tmp_path: Path) -> None:
     result = HuggingFaceTokenizer(tokenizer(tmp_path))
     assert result.encode_with_spans("a cat sat") == ([3, 4, 5], [(0, 1), (2, 5), (6, 9)])
     assert result.decode([3, 5]) == "a sat" and result.decode([0, 4]) == "[BOS] cat"
+    result._tokenizer.add_special_tokens(["[BOS]"])
+    assert result.decode([0, 4]) == "[BOS] cat" and result.decode([0, 4], special=False) == "cat"
     assert (result.token("cat"), result.token("cats")) == (4, None)
     assert (ByteTokenizer().token("\n"), ByteTokenizer().token("é")) == (10, None)
     assert ByteTokenizer().decode([0x61, 300, 0xC3]) == "a\ufffd"
@@ -137,6 +154,8 @@ def test_chat_templates(where: str, tmp_path: Path) -> None:
     chat = read_chat_template(tmp_path)
     assert chat is not None and chat.format_prompt(" Who? ") == "<s><user>Who?</><model>"
     assert chat.format_prompt("Who?", thinking=True) == "<s><think><user>Who?</><model>"
+    messages = [{"role": "user", "content": "Who?"}, {"role": "model", "content": "The cat"}]
+    assert chat.format_messages(messages, continue_last=True) == "<s><user>Who?</><model>The cat"
 
 
 def test_invalid_chat_templates_raise(tmp_path: Path) -> None:
@@ -180,7 +199,7 @@ def test_a_missing_tokenizer_raises(neox: Path, tmp_path: Path) -> None:
 def test_networks_that_are_not_causal_raise(config: Any, family: str, tmp_path: Path) -> None:
     model = random_network(config, 0)[0] if family == "t5" else store.build(config)
     store.save(model, tmp_path)
-    assert open_network(tmp_path).config == config  # open_network accepts it, open_language does not
+    assert load(tmp_path).config == config  # load accepts it, open_language does not
     raises_error(lambda: open_language(tmp_path),
                  f"{tmp_path}: expected a network that continues texts, found family {family}")
     if family == "t5":
@@ -188,17 +207,17 @@ def test_networks_that_are_not_causal_raise(config: Any, family: str, tmp_path: 
         raises_error(lambda: open_language(tmp_path / "theirs"), "continues texts, found family t5")
 
 
-@pytest.mark.parametrize("kind", ["llama", ["gpt_neox"], 3])
+@pytest.mark.parametrize("kind", ["mamba", ["gpt_neox"], 3])
 def test_unknown_model_types_raise(kind: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    raises_error(lambda: open_network(tmp_path), str(tmp_path / "config.json"), "model_type: expected one of",
+    raises_error(lambda: load(tmp_path), str(tmp_path / "config.json"), "model_type: expected one of",
                  "gpt_neox", "t5", f"found {kind!r}")
 
 
 def test_invalid_directories_raise(tmp_path: Path) -> None:
-    raises_error(lambda: open_network(tmp_path / "none"), str(tmp_path / "none"), "found nothing")
-    raises_error(lambda: open_network(tmp_path), str(tmp_path), "config.json is missing")
+    raises_error(lambda: load(tmp_path / "none"), str(tmp_path / "none"), "no such file or directory")
+    raises_error(lambda: load(tmp_path), str(tmp_path), "config.json is missing")
     (tmp_path / "config.json").write_text("{}")
-    raises_error(lambda: open_network(tmp_path), str(tmp_path / "config.json"), "family: expected one of")
+    raises_error(lambda: load(tmp_path), str(tmp_path / "config.json"), "family: expected one of")
     (tmp_path / "config.json").write_text("{")
-    raises_error(lambda: open_network(tmp_path), str(tmp_path / "config.json"), "not JSON")
+    raises_error(lambda: load(tmp_path), str(tmp_path / "config.json"), "not JSON")

@@ -244,7 +244,7 @@ def test_the_shapes_of_e4b() -> None:
     config = Gemma4Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in
                              hugging_face.settings(GEMMA4, tree, {}, "config.json").items()})
     assert config == Gemma4Config()
-    links = mapping.link(GEMMA4.names, sizes(config))
+    links = mapping.link(GEMMA4.names(config), sizes(config))
     shapes = {name: list(link.their_shape) for link in links for name in link.theirs}
     assert shapes | {"lm_head.weight": [262144, 2560]} == {
         name: shape[0] if isinstance(shape[0], list) else shape for name, shape in stored.items()}

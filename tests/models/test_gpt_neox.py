@@ -26,6 +26,7 @@ from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
+from tilelli_jax.models.rotary_scaling import RotaryScaling
 from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.pretrained import hugging_face
 from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
@@ -41,6 +42,8 @@ VARIANTS: dict[str, GPTNeoXConfig] = {
     "all channels rotated": dataclasses.replace(TINY, rotary_fraction=1.0, rotary_theta=500.0, n_layers=3),
     "half rotated, no attention bias": dataclasses.replace(TINY, rotary_fraction=0.5, attention_bias=False,
                                                            n_heads=4, norm_eps=1e-3),
+    "linear scaling, tanh GELU": dataclasses.replace(
+        TINY, rotary_scaling=RotaryScaling(kind="linear", factor=4.0), activation="gelu_tanh", n_heads=2),
 }
 
 
@@ -191,9 +194,10 @@ def indexed(path: Path, index: str) -> None:
     (lambda path: (path / "config.json").unlink(), "not a Hugging Face directory: config.json is missing"),
     (lambda path: (path / "config.json").write_text("["), "config.json: not JSON"),
     (lambda path: rewritten(path, model_type="llama"), "model_type: expected gpt_neox, found 'llama'"),
-    (lambda path: rewritten(path, hidden_act="relu"), "config.json: hidden_act: expected gelu, found relu"),
+    (lambda path: rewritten(path, hidden_act="relu"),
+     "config.json: hidden_act: expected gelu, gelu_new or gelu_fast, found 'relu'"),
     (lambda path: rewritten(path, rope_parameters={"rope_type": "yarn"}),
-     "rope_type: expected default, found yarn"),
+     "rope_type: expected default or linear, found 'yarn'"),
     (lambda path: rewritten(path, num_attention_heads=5),
      "config.json: d_model: expected a multiple of n_heads"),
     (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
@@ -206,10 +210,10 @@ def indexed(path: Path, index: str) -> None:
     (lambda path: indexed(path, "{}"), "expected file names under 'weight_map'"),
     (lambda path: (path / "model.safetensors").write_bytes(
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "is a git-lfs pointer"),
-    (lambda path: rewritten(path, rope_scaling={"type": "linear", "factor": 2.0}),
-     "rope_scaling.rope_type: expected default, found linear"),
+    (lambda path: rewritten(path, rope_scaling={"type": "linear", "factor": 0}),
+     "rope_scaling.factor: expected a number > 0, found 0"),
     (lambda path: rewritten(path, rope_scaling={"rope_type": "dynamic", "factor": 1.0}),
-     "rope_scaling.rope_type: expected default, found dynamic"),
+     "rope_scaling.rope_type: expected default or linear, found 'dynamic'"),
     (lambda path: (path / "generation_config.json").write_text("["),
      "generation_config.json: not JSON"),
     (lambda path: safetensors.numpy.save_file({}, path / "model.safetensors"),

@@ -13,7 +13,9 @@ from flax import nnx
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.gemma3 import Gemma3Config
 from tilelli_jax.models.gemma4 import Gemma4Config
+from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.models.t5 import T5Config
 
 CONFIGS: dict[str, Any] = {
@@ -21,6 +23,10 @@ CONFIGS: dict[str, Any] = {
                            pathways=("local", "wide", "sparse", "state", "dense")),
     "vanilla": VanillaConfig(d_model=16, n_layers=2, max_seq_len=16, n_heads=2),
     "gpt_neox": GPTNeoXConfig(vocab_size=61, d_model=16, n_layers=2, n_heads=2, d_hidden=32),
+    "llama": LlamaConfig(vocab_size=61, d_model=16, layers=("full",) * 2, n_heads=4, n_kv_heads=2, d_head=4,
+                         d_hidden=20),
+    "gemma3": Gemma3Config(vocab_size=61, d_model=16, layers=("sliding", "full"), n_heads=4, n_kv_heads=2,
+                           d_head=4, d_hidden=20, window=5),
     "gemma4": Gemma4Config(vocab_size=61, d_model=12, layers=("sliding", "full"), n_heads=2, n_kv_heads=1,
                            d_head=4, n_kv_heads_full=1, d_head_full=8, window=5, n_shared_layers=0,
                            d_hidden=20, d_per_layer=4, vocab_per_layer=61, n_experts=4, experts_per_token=2,
@@ -31,7 +37,7 @@ TRANSFORMER = {"blocks/attention", "blocks/mlp", "blocks/norm"}
 SCOPES: dict[str, set[str]] = {
     "routed": {f"blocks/{name}"
                for name in ("local", "wide", "sparse", "state", "dense/mlp", "router", "norm")},
-    "vanilla": TRANSFORMER, "gpt_neox": TRANSFORMER,
+    "vanilla": TRANSFORMER, "gpt_neox": TRANSFORMER, "llama": TRANSFORMER, "gemma3": TRANSFORMER,
     "gemma4": {f"block_{i}/{name}" for i in (0, 1) for name in
                ("attention", "mlp", "norm", "router", "experts", "per_layer_input")},
     "t5": {"decoder/block_0/cross/attention", *(

@@ -76,6 +76,20 @@ def test_chunked_nll_matches_all_logits(name: str, chunk_time: int, monkeypatch:
             np.testing.assert_allclose(value, expected[hook], rtol=0, atol=tolerance(expected[hook]))
 
 
+@pytest.mark.parametrize(("name", "chunk_time"), [
+    ("gpt_neox", 5), *[pytest.param(name, TIME, marks=pytest.mark.exhaustive) for name in NETWORKS]])
+def test_scores_of_targets(name: str, chunk_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = random_network(NETWORKS[name], 0)
+    monkeypatch.setattr(decoder, "CHUNK", chunk_time * ROWS * 19)
+    logits, _ = all_logits(name)["off"]
+    targets = np.where(np.arange(TIME) % 3 == 0, logits.argmax(axis=2), IDS[:, ::-1])
+    nll, greedy = jax.jit(model.score)(jnp.asarray(IDS), jnp.asarray(targets))
+    right = np.take_along_axis(np.asarray(logits, np.float64), targets[..., None], axis=2)[..., 0]
+    expected = np.log(np.exp(np.asarray(logits, np.float64)).sum(axis=2)) - right
+    np.testing.assert_allclose(nll, expected, rtol=0, atol=tolerance(logits))
+    assert greedy.tolist() == (targets == logits.argmax(axis=2)).tolist() and not greedy.all()
+
+
 @pytest.mark.parametrize("time", [1, 2])
 def test_nll_of_the_shortest_texts(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "CHUNK", 1)

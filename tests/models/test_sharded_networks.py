@@ -20,8 +20,10 @@ from tests.tolerance import noise
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.loading import store
 from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.gemma3 import FlaxGemma3ForCausalLM, Gemma3Config
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
+from tilelli_jax.models.llama import FlaxLlamaForCausalLM, LlamaConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
 from tilelli_jax.models.t5_decoding import continue_ids
@@ -37,11 +39,16 @@ EXPERTS = Gemma4Config(
     vocab_size=64, d_model=32, layers=("sliding", "full"), n_heads=4, n_kv_heads=2, d_head=8,
     n_kv_heads_full=2, d_head_full=16, window=5, n_shared_layers=0, key_is_value=True, d_hidden=64,
     d_per_layer=0, n_experts=8, experts_per_token=2, d_expert=16)
+LLAMA = LlamaConfig(vocab_size=64, d_model=32, layers=("full", "sliding"), window=5, model_type="qwen2",
+                    max_seq_len=32, n_heads=8, n_kv_heads=4, d_head=8, d_hidden=64, tie_embeddings=False)
+GEMMA3 = Gemma3Config(vocab_size=64, d_model=32, layers=("sliding", "full"), max_seq_len=32, n_heads=4,
+                      n_kv_heads=2, d_head=8, d_hidden=64, window=5, query_scale=8, end_ids=(1,))
 T5 = T5Config(vocab_size=64, d_model=32, n_layers=2, n_decoder_layers=2, n_heads=4, d_head=8, d_hidden=64)
 TIED = RoutedConfig(vocab_size=64, d_model=32, n_layers=2, max_seq_len=32, n_heads=4, d_head=8, top_k=4,
                     tie_embeddings=True)
 CASES = {
     "routed, tied": (TIED, None), "gpt_neox": (NEOX, FlaxGPTNeoXForCausalLM),
+    "llama": (LLAMA, FlaxLlamaForCausalLM), "gemma3": (GEMMA3, FlaxGemma3ForCausalLM),
     "gemma4": (GEMMA, FlaxGemma4ForCausalLM), "gemma4 with experts": (EXPERTS, FlaxGemma4ForCausalLM),
     "t5": (T5, FlaxT5ForConditionalGeneration)}
 MESHES = [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=1, tensor=4),
@@ -91,7 +98,7 @@ def decode(model: Any, name: str) -> list[list[int]]:
 @pytest.mark.parametrize("name", [
     "routed, tied",
     *(pytest.param(name, marks=pytest.mark.exhaustive)
-      for name in ("gpt_neox", "gemma4", "gemma4 with experts", "t5"))])
+      for name in ("gpt_neox", "llama", "gemma3", "gemma4", "gemma4 with experts", "t5"))])
 def test_parameters_in_bfloat16(name: str, tmp_path: Path) -> None:
     """Weights are rounded when they are read; results in float32 differ only by this rounding."""
     config, _ = CASES[name]
@@ -111,7 +118,7 @@ def test_parameters_in_bfloat16(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.eight_devices
 @pytest.mark.parametrize(("name", "mesh_config"), pairs(
-    ("routed, tied", 3), ("gemma4", 2)))
+    ("routed, tied", 3), ("llama", 3), ("gemma4", 2)))
 def test_logits_are_the_same(name: str, mesh_config: MeshConfig, tmp_path: Path) -> None:
     config, network = CASES[name]
     model = random_network(config, 0)[0]

@@ -43,6 +43,10 @@ VARIANTS = {
     "untied": dataclasses.replace(TINY, tie_embeddings=False, scale_decoder_outputs=False),
     "untied and scaled": dataclasses.replace(TINY, tie_embeddings=False),
     "tied and not scaled": dataclasses.replace(TINY, scale_decoder_outputs=False),
+    "gated, tanh GELU, untied (Flan-T5)": dataclasses.replace(
+        TINY, activation="gelu_tanh", gated=True, tie_embeddings=False, scale_decoder_outputs=False),
+    "gated SiLU": dataclasses.replace(TINY, activation="silu", gated=True),
+    "exact GELU": dataclasses.replace(TINY, activation="gelu"),
     "few buckets": dataclasses.replace(TINY, n_buckets=8, max_distance=10, norm_eps=1e-3),
 }
 
@@ -128,7 +132,8 @@ def test_first_sampled_tokens_follow_the_reference_probabilities() -> None:
 @needs_transformers
 @pytest.mark.parametrize("name", [
     pytest.param("as Chronos", marks=pytest.mark.exhaustive), "a deeper decoder", "untied", "few buckets",
-    "untied and scaled", "tied and not scaled"])
+    "untied and scaled", "tied and not scaled", "gated, tanh GELU, untied (Flan-T5)",
+    *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("gated SiLU", "exact GELU"))])
 def test_transformers_reads_the_saved_directory_and_agrees(name: str, tmp_path: Path) -> None:
     import torch
     import transformers

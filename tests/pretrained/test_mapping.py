@@ -7,9 +7,12 @@ import pytest
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import in_memory
+from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.pretrained import mapping
+from tilelli_jax.pretrained.gemma3 import GEMMA3
 from tilelli_jax.pretrained.gemma4 import GEMMA4
 from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
+from tilelli_jax.pretrained.llama import LLAMA
 from tilelli_jax.pretrained.mapping import Theirs, transposed
 from tilelli_jax.pretrained.t5 import T5
 
@@ -64,8 +67,11 @@ def test_everything_that_does_not_fit_is_listed() -> None:
         mapping.link(NAMES, {"z.3.kernel": (1,)})
 
 
-@pytest.mark.parametrize("family", [GPT_NEOX, GEMMA4, T5], ids=lambda family: family.family)
-def test_no_name_stands_twice(family) -> None:
-    theirs = [place.name for place in family.names.values()]
+@pytest.mark.parametrize(("family", "config"), [
+    (GPT_NEOX, None), (LLAMA, None), (GEMMA3, None), (GEMMA4, None), (T5, T5Config()),
+    (T5, T5Config(gated=True))])
+def test_no_name_stands_twice(family, config) -> None:
+    names = family.names(config)
+    theirs = [place.name for place in names.values()]
     assert len(set(theirs)) == len(theirs)
-    assert all(("{i}" in ours) == ("{i}" in place.name) for ours, place in family.names.items())
+    assert all(("{i}" in ours) == ("{i}" in place.name) for ours, place in names.items())

@@ -87,6 +87,28 @@ def test_a_patch_with_a_threshold() -> None:
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+def test_a_patch_with_thresholds_of_each_latent_and_normalised_rows() -> None:
+    """JumpReLU; the mean and the deviation of a row are restored after decoding."""
+    sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=0, activation="jumprelu", input_norm="layer_norm"),
+                  rngs=nnx.Rngs(1))
+    assert sae.threshold is not None
+    rng = np.random.default_rng(0)
+    thresholds = rng.uniform(0, 2, 32).astype(np.float32)
+    sae.threshold[...] = jnp.asarray(thresholds)
+    value = (3 * rng.standard_normal((2, 5, 16)) + 7).astype(np.float32)
+    mean, deviation = value.mean(-1, keepdims=True), value.std(-1, keepdims=True, ddof=1)
+    codes = (value - mean) / (deviation + 1e-5) @ np.asarray(sae.encoder.kernel[...])
+    codes = np.where(codes > thresholds, codes, 0)
+    latent = int(codes.sum(axis=(0, 1)).argmax())
+    result = compiled(sae, jnp.asarray(value), Patch(
+        jnp.array([1, 1]), jnp.array([4, 4]), jnp.array([NOTHING, latent])))
+    codes[1, :, latent] = 0
+    expected = value.copy()
+    decoded = codes @ np.asarray(sae.decoder.kernel[...]) * deviation + mean
+    expected[:, 1:4] = decoded[:, 1:4]
+    np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(value).max())
+
+
 def test_patched_network_matches_separate_passes() -> None:
     """Rows of one batch (unpatched, reconstructed, one latent ablated) match separate passes."""
     model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=3, n_heads=2, d_hidden=32), 0)

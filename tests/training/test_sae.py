@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from tilelli_jax.convert.command import main as convert
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
 from tests.reference_impl.mixtures import mixtures
-from tilelli_jax.data.activations import open_activations, write_activations
+from tilelli_jax.data.activations import ActivationsConfig, open_activations, write_activations
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.train import main
+from tilelli_jax.training.config import ExperimentConfig
+from tilelli_jax.training.tasks.sae import with_provenance
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,47 @@ def test_a_run(activations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert held_out["explained_variance"] == pytest.approx(1 - summary["best_valid_loss"], abs=1e-4)
     assert (run / "loss.png").stat().st_size > 1000
     model = tilelli_jax.load(run / "model")
+    assert model.config.source_model == "mixture", "as the activations state"
     np.testing.assert_allclose(jnp.linalg.norm(model.decoder.kernel[...], axis=1), 1, atol=1e-5)
+
+
+def test_the_autoencoder_states_where_its_activations_come_from(tmp_path: Path) -> None:
+    """From the activations' description to the hook name of the directory for SAELens."""
+    info = {"source_model": "pythia-70m", "hook": "mlp_write", "layer": 1, "prepend_bos": False,
+            "context_size": 64, "dataset": "me/texts", "note": "kept here only"}
+    rows, _ = mixtures(200, d=16, atoms=24, active=3)
+    write_activations(tmp_path / "rows", [rows], info)
+    config = ExperimentConfig(model=SAEConfig(d_model=16, n_latents=32, k=3, layer=1),
+                              activations=ActivationsConfig(source=str(tmp_path / "rows")))
+    model = with_provenance(config).model
+    assert model == SAEConfig(d_model=16, n_latents=32, k=3, source_model="pythia-70m", hook="mlp_write",
+                              layer=1, prepend_bos=False, context_size=64, dataset="me/texts")
+    tilelli_jax.save(tilelli_jax.build(model, 0), tmp_path / "model")
+    assert convert([str(tmp_path / "model"), str(tmp_path / "out"), "--to", "saelens"]) == 0
+    assert json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"] == {
+        "sae_lens_version": "6.54.0", "sae_lens_training_version": None, "model_name": "pythia-70m",
+        "hook_name": "blocks.1.hook_mlp_out", "hook_layer": 1, "hook_head_index": None, "prepend_bos": False,
+        "context_size": 64, "dataset_path": "me/texts"}
+    assert with_provenance(ExperimentConfig()) == ExperimentConfig()
+
+
+@pytest.mark.parametrize(("info", "change", "parts"), [
+    ({"layer": 1}, ["model.layer=7"], ["model.layer: expected 1, as in", "rows/activations.json, found 7"]),
+    ({"hook": "resid_post"}, ["model.hook=mix"], ["model.hook: expected resid_post", "found mix"]),
+    ({"source_model": "a"}, ["model.source_model=b"], ["model.source_model: expected a", "found b"]),
+    ({"prepend_bos": True}, ["model.prepend_bos=false"], ["model.prepend_bos: expected True", "found False"]),
+    ({"layer": "1"}, [], ["rows/activations.json: info.layer: expected an integer, found '1'"]),
+    ({"layer": True}, [], ["info.layer: expected an integer, found True"]),
+    ({"layer": -7}, [], ["rows/activations.json: info.layer: expected an integer ≥ -1, found -7"])])
+def test_contradictions_with_the_activations_are_rejected(
+        info: dict[str, object], change: list[str], parts: list[str], tmp_path: Path,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    rows, _ = mixtures(200, d=16, atoms=24, active=3)
+    write_activations(tmp_path / "rows", [rows], info)
+    config = configured(tmp_path / "rows", tmp_path)
+    assert main(["--config", str(config), f"run_dir={tmp_path / 'run'}", *change]) == 2
+    assert_one_line(capsys.readouterr().err, *parts)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.exhaustive
@@ -101,7 +145,12 @@ def test_batch_topk_with_prefixes(activations: Path, tmp_path: Path) -> None:
     (["model.max_active=8"], ["model.max_active: expected 0 with activation topk"]),
     (["model.activation=batch_topk", "model.max_active=2"], ["model.max_active: expected 0, or from k 3"]),
     (["model.activation=batch_topk", "model.max_active=33"], ["model.max_active", "to n_latents 32"]),
-    (["model.activation=batchtopk"], ["model.activation", "topk or batch_topk"]),
+    (["model.activation=batchtopk"], ["model.activation", "topk or batch_topk or jumprelu"]),
+    (["model.activation=jumprelu"], ["model.k: expected 0 with activation jumprelu", "cannot be trained"]),
+    (["model.activation=jumprelu", "model.k=0"],
+     ["model.activation: expected topk or batch_topk, which can be trained, found jumprelu"]),
+    (["model.input_norm=layer_norm"],
+     ["model.input_norm: expected none, which can be trained, found layer_norm"]),
     (["sae.prefixes=[8,8]"], ["sae.prefixes: expected increasing numbers", "n_latents 32", "found 8, 8"]),
     (["sae.prefixes=[0,8]"], ["sae.prefixes"]), (["sae.prefixes=[8,32]"], ["sae.prefixes"])])
 def test_invalid_settings(change: list[str], parts: list[str], activations: Path, tmp_path: Path,

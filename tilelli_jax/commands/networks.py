@@ -10,10 +10,11 @@ from tilelli_jax.models.decoder import ComputeConfig
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help=(
-        "model directory, or Hugging Face directory with tokenizer.json (Pythia, GPT-NeoX, Gemma 4)"))
+    parser.add_argument("--model", required=True, metavar="PATH", help=(
+        "model directory, Hugging Face directory, GGUF file, or id of the Hugging Face hub (Llama, Mistral, "
+        "Qwen, Gemma, Pythia)"))
     parser.add_argument("--tokenizer", default="", metavar="PATH", help=(
-        "tokenizer.json, or a directory with it; networks of bytes need none [DIR]"))
+        "tokenizer.json, or a directory with it; networks of bytes need none [the network's]"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=(
         "type of the computation; with bfloat16 the weights keep the type of the file [%(default)s]"))
 

@@ -75,18 +75,23 @@ class ContinuedIds(NamedTuple):
     """The continuation of a prompt of token ids."""
 
     ids: np.ndarray  # int32 [n], without the end token
-    ended: bool  # whether an end token ended the continuation
+    ended: bool  # whether an end token or `stop` ended the continuation
+
+
+Stop = Callable[[np.ndarray], int | None]
 
 
 def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray], *, max_new: int = 200,
                  temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
-                 end_ids: Sequence[int] | None = None, batch_size: int = 64,
+                 end_ids: Sequence[int] | None = None, stop: Stop | None = None, batch_size: int = 64,
                  advance: Callable[[int], object] = lambda n: None) -> list[ContinuedIds]:
     """Continues each prompt by up to `max_new` token ids; otherwise as `generate`.
 
     Args:
         prompts: token ids, at least one per prompt; prompts may have different lengths.
         end_ids: ids that end a continuation; by default those of the configuration.
+        stop: called with all new ids of a prompt after every BUCKET of them; returns how many of them to keep
+            if the continuation ends there, else None.
         advance: called with the number of prompts of each finished batch.
 
     Raises:
@@ -98,8 +103,8 @@ def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray],
     _warn(model, ids, max_new)
     results: list[ContinuedIds | None] = [None] * len(ids)
     for rows, chunks in _batches(freeze(model), ids, sampling, batch_size, vocab_size,
-                                 BUCKET if len(ends) else max_new):
-        for i, continued in zip(rows, _until_end(ends, chunks, len(rows)), strict=True):
+                                 BUCKET if len(ends) or stop else max_new):
+        for i, continued in zip(rows, _until_end(ends, chunks, len(rows), stop), strict=True):
             results[i] = continued
         advance(len(rows))
     return [continued for continued in results if continued is not None]
@@ -242,8 +247,9 @@ def _until(stops: Sequence[bytes], chunks: Iterator[Chunk], n_rows: int) -> list
     return results
 
 
-def _until_end(ends: Sequence[int], chunks: Iterator[Chunk], n_rows: int) -> list[ContinuedIds]:
-    """Each row's ids up to its first end token, and whether there was one."""
+def _until_end(ends: Sequence[int], chunks: Iterator[Chunk], n_rows: int,
+               stop: Stop | None = None) -> list[ContinuedIds]:
+    """Each row's ids up to its first end token, or where `stop` ends them, and whether there was an end."""
     results = [ContinuedIds(np.zeros(0, np.int32), False)] * n_rows
     for chunk in chunks:
         for i, new in enumerate(chunk.new):
@@ -251,7 +257,9 @@ def _until_end(ends: Sequence[int], chunks: Iterator[Chunk], n_rows: int) -> lis
             if not ended:
                 positions = np.flatnonzero(np.isin(new, ends))
                 ended = len(positions) > 0
-                results[i] = ContinuedIds(np.concatenate([ids, new[:positions[0]] if ended else new]), ended)
+                ids = np.concatenate([ids, new[:positions[0]] if ended else new])
+                n_kept = None if stop is None else stop(ids)
+                results[i] = ContinuedIds(ids[:n_kept], ended or n_kept is not None)
         if all(result.ended for result in results):
             break
     return results

@@ -8,13 +8,14 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import MAX_BYTES, check_regular, fingerprint
 from tilelli_jax.io.tensors import CONFIG, read_file
 from tilelli_jax.loading.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
+from tilelli_jax.loading.sources import local_path
 
 SUFFIXES = (".json", ".safetensors", ".jinja")
 ABSTAIN_RULE = "abstain.json"  # depends on the network, which it leaves as it is
 
 
 def network_fingerprint(path: Path, tokenizer: str = "") -> str:
-    """Returns a fingerprint of a model directory's configuration, weights and tokenizer.
+    """Returns a fingerprint of a network's configuration, weights and tokenizer; see `load` for the path.
 
     A stored abstention threshold or a model card does not change the fingerprint.
 
@@ -24,8 +25,9 @@ def network_fingerprint(path: Path, tokenizer: str = "") -> str:
     Raises:
         InputError: a file cannot be read.
     """
+    path = local_path(path)
     try:
-        files = sorted({path / CONFIG, *(file for file in path.iterdir()
+        files = [path] if path.is_file() else sorted({path / CONFIG, *(file for file in path.iterdir()
                                          if file.suffix in SUFFIXES and file.name != ABSTAIN_RULE)})
         if tokenizer:
             separate = Path(tokenizer)
@@ -36,7 +38,7 @@ def network_fingerprint(path: Path, tokenizer: str = "") -> str:
         for file in files:  # checks headers and sizes first: hashing a corrupt sparse file could take hours
             if file.suffix == ".safetensors":
                 read_file(file)
-            elif (size := check_regular(file)) > MAX_BYTES:
+            elif file.suffix in (".json", ".jinja") and (size := check_regular(file)) > MAX_BYTES:
                 raise InputError(f"{file}: cannot be read: expected at most {MAX_BYTES:,} bytes, found "
                                  f"{size:,}")
         return fingerprint(files)

@@ -21,6 +21,8 @@ FAMILIES = {
     "routed": "byte-level language model whose blocks route between pathways (`routed`)",
     "vanilla": "byte-level decoder-only transformer (`vanilla`)",
     "gpt_neox": "decoder-only transformer of the GPT-NeoX family (`gpt_neox`)",
+    "llama": "decoder-only transformer of the Llama family (`llama`)",
+    "gemma3": "decoder-only transformer of the Gemma 3 family (`gemma3`)",
     "gemma4": "decoder-only transformer of the Gemma 4 family (`gemma4`)",
     "t5": "encoder-decoder transformer of the T5 family (`t5`)",
     "sae": "sparse autoencoder of a network's activations (`sae`)",
@@ -28,6 +30,7 @@ FAMILIES = {
 BYTE_LEVEL = ("routed", "vanilla")
 # Settings that the table shows, where the configuration has them.
 SHOWN = {"quantizer": "quantiser of the weights", "max_seq_len": "context, in tokens",
+         "model_type": "published type",
          "vocab_size": "vocabulary, in tokens", "n_layers": "blocks", "d_model": "width",
          "pathways": "pathways", "abstain_head": "abstain head", "n_latents": "latents",
          "k": "active latents per row", "source_model": "network of the activations",

@@ -9,8 +9,10 @@ from typing import Any
 from flax import nnx
 
 from tilelli_jax.models.decoder import CausalLM
+from tilelli_jax.models.gemma3 import FlaxGemma3ForCausalLM, Gemma3Config
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
+from tilelli_jax.models.llama import FlaxLlamaForCausalLM, LlamaConfig
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
 from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
@@ -21,6 +23,8 @@ FAMILIES: dict[str, tuple[type, Callable[..., Any]]] = {
     "routed": (RoutedConfig, RoutedLM),
     "vanilla": (VanillaConfig, VanillaLM),
     "gpt_neox": (GPTNeoXConfig, FlaxGPTNeoXForCausalLM),
+    "llama": (LlamaConfig, FlaxLlamaForCausalLM),
+    "gemma3": (Gemma3Config, FlaxGemma3ForCausalLM),
     "gemma4": (Gemma4Config, FlaxGemma4ForCausalLM),
     "t5": (T5Config, FlaxT5ForConditionalGeneration),
 }

@@ -4,7 +4,8 @@ A block is a module with three methods that compute the same function:
     block(x, tap)                    → y, recorded  the whole sequence at once
     block.prefill(x, lengths, size)  → y, cache     the whole sequence, and the cache for decoding
     block.step(x, cache, position)   → y, cache     one more position
-The blocks' parameters are stacked: every array has a leading axis of n_layers.
+The blocks' parameters are stacked: every array has a leading axis of n_layers. Blocks whose layers differ in
+more than their parameters get those differences as one more argument of each method (`Decoder.differences`).
 
 Profiles name the operations by scopes: `embedding`, `blocks` (`block_3` where layers run separately), inside
 them `norm`, `attention`, `mlp`, `router` and the pathways' names, then `unembedding` and `loss`.
@@ -29,7 +30,6 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.nn.hooks import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.linear import Embedding, Linear
-from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.parallel.sharding import split_batch
@@ -122,19 +122,38 @@ class CausalLM(nnx.Module):
         Raises:
             ValueError: this network has no such hook or layer.
         """
-        batch, time = ids.shape
-        chunk_time = max(1, CHUNK // (batch * self.config.vocab_size))
-        if chunk_time >= time or "logits" in (*tap.record, *tap.edit):
+        if self._chunk_time(len(ids)) >= ids.shape[1] or "logits" in (*tap.record, *tap.edit):
             logits, recorded = self.tapped(ids, tap)
             return _cross_entropy(logits[:, :-1], ids[:, 1:]), recorded
         hidden, recorded = self._hidden(ids, tap)
+        return self._in_chunks(_cross_entropy, hidden[:, :-1], ids[:, 1:]), recorded
 
-        def chunk_nll(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def score(self, ids: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Compares a target with the prediction after each id; both are `[batch, time]`.
+
+        Returns:
+            The NLL of the targets in nats, f32 `[batch, time]`; and whether each target is the most probable
+            token, bool `[batch, time]`. The logits are computed in chunks, as by `nll`.
+        """
+        def compare(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return _cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
+        return self._in_chunks(compare, self._hidden(ids, OFF)[0], targets)
+
+    def _chunk_time(self, batch: int) -> int:
+        """The number of positions whose logits are computed together."""
+        return max(1, CHUNK // (batch * self.config.vocab_size))
+
+    def _in_chunks(self, measure: Callable[[jax.Array, jax.Array], Any], hidden: jax.Array,
+                   targets: jax.Array) -> Any:
+        """`measure(logits, targets)` of each position, `[batch, time]` or a tree of such arrays."""
+        batch, time = targets.shape
+
+        def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> Any:
             hidden, targets = chunk
-            return _cross_entropy(self._unembedded(split_batch(hidden)), targets)
-        n = -(-(time - 1) // chunk_time)
-        chunks = jax.lax.map(chunk_nll, (_chunks(hidden[:, :-1], n), _chunks(ids[:, 1:], n)))
-        return jnp.moveaxis(chunks, 0, 1).reshape(batch, -1)[:, :time - 1], recorded
+            return measure(self._unembedded(split_batch(hidden)), targets)
+        n = -(-time // self._chunk_time(batch))
+        chunks = jax.lax.map(of_chunk, (_chunks(hidden, n), _chunks(targets, n)))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :time], chunks)
 
     @abc.abstractmethod
     def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
@@ -212,8 +231,9 @@ class Decoder(CausalLM):
     hooks: tuple[str, ...] = (  # subclasses add the hooks inside their blocks
         "embed", "resid_pre", "resid_post", "hidden", "logits")
 
-    def __init__(self, config: Any, block: Callable[[nnx.Rngs], nnx.Module], *, embed: Quantizer,
-                 unembed: Quantizer, compute: ComputeConfig, rngs: nnx.Rngs, norm_eps: float = 1e-5):
+    def __init__(self, config: Any, block: Callable[[nnx.Rngs], nnx.Module], *,
+                 final_norm: nnx.Module, compute: ComputeConfig, rngs: nnx.Rngs,
+                 embed: Quantizer = Quantizer(), unembed: Quantizer = Quantizer()):  # noqa: B008
         dtype = jnp.dtype(compute.dtype)
         self.config = config
         self.compute = compute
@@ -221,7 +241,7 @@ class Decoder(CausalLM):
         self.positions = (Positions(config.max_seq_len, config.d_model, rngs=rngs)
                           if config.positions == "learned" else None)
         self.blocks = _stack(block, config.n_layers, rngs)
-        self.final_norm = LayerNorm(config.d_model, dtype=dtype, eps=norm_eps)
+        self.final_norm: Any = final_norm
         self.unembed = (None if config.tie_embeddings else
                         Linear(config.d_model, config.vocab_size, unembed, dtype=dtype,
                                result=jnp.float32, rngs=rngs))
@@ -230,6 +250,11 @@ class Decoder(CausalLM):
         if self.abstain is not None:
             self.hooks = (*self.hooks, "abstain")
 
+    def differences(self) -> tuple[Any, ...]:
+        """What differs between the layers besides their parameters, as one NumPy pytree whose arrays have a
+        leading axis of n_layers; empty if nothing does."""
+        return ()
+
     def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         chex.assert_rank(ids, 2)
         tap.check(self.hooks, self.config.n_layers)
@@ -237,13 +262,14 @@ class Decoder(CausalLM):
         x = tap("embed", self._embed(ids, jnp.arange(ids.shape[1])[None]), recorded)
         graph, params = self._blocks()
 
-        def layer(tap: Tap, x: jax.Array, params: nnx.State) -> tuple[jax.Array, Recorded]:
+        def layer(tap: Tap, x: jax.Array, inputs: tuple[nnx.State, Any]) -> tuple[jax.Array, Recorded]:
+            params, differences = inputs
             before: Recorded = {}
             x = tap("resid_pre", split_batch(x), before)
-            x, inside = nnx.merge(graph, params)(x, tap)
+            x, inside = nnx.merge(graph, params)(x, tap, *differences)
             return tap("resid_post", x, inside), before | inside
 
-        def layer_of(tap: Tap) -> Callable[[jax.Array, nnx.State], tuple[jax.Array, Recorded]]:
+        def layer_of(tap: Tap) -> Callable[[jax.Array, Any], tuple[jax.Array, Recorded]]:
             with_tap = functools.partial(layer, tap)
             if self.compute.remat:
                 return jax.checkpoint(with_tap, prevent_cse=not self.compute.scan_layers)
@@ -251,12 +277,13 @@ class Decoder(CausalLM):
 
         if self.compute.scan_layers and not isinstance(params, list) and not tap.by_layer:
             with jax.named_scope("blocks"):
-                x, inside = jax.lax.scan(layer_of(tap), x, params)
+                x, inside = jax.lax.scan(layer_of(tap), x, (params, self.differences()))
         else:
             records = []
-            for i, layer_params in enumerate(self._unstacked(params)):
+            layers = zip(self._unstacked(params), self._by_layer(), strict=True)
+            for i, layer_inputs in enumerate(layers):
                 with jax.named_scope(f"block_{i}"):
-                    x, record = layer_of(tap.within(i))(x, layer_params)
+                    x, record = layer_of(tap.within(i))(x, layer_inputs)
                 records.append(record)
             inside = stacked(records)
         hidden = tap("hidden", self.final_norm(split_batch(x)), recorded)
@@ -274,9 +301,9 @@ class Decoder(CausalLM):
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids, jnp.arange(ids.shape[1])[None])
         caches = []
-        for i, block in enumerate(self.layers()):
+        for i, (block, differences) in enumerate(zip(self.layers(), self._by_layer(), strict=True)):
             with jax.named_scope(f"block_{i}"):
-                x, cache = block.prefill(x, lengths, size)
+                x, cache = block.prefill(x, lengths, size, *differences)
             caches.append(cache)
         return self._logits(at_last(x, lengths))[:, 0], caches
 
@@ -284,9 +311,10 @@ class Decoder(CausalLM):
              position: jax.Array) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids[:, None], position[:, None])
         updated = []
-        for i, (block, cache) in enumerate(zip(self.layers(), caches, strict=True)):
+        layers = zip(self.layers(), caches, self._by_layer(), strict=True)
+        for i, (block, cache, differences) in enumerate(layers):
             with jax.named_scope(f"block_{i}"):
-                x, cache = block.step(x, cache, position)
+                x, cache = block.step(x, cache, position, *differences)
             updated.append(cache)
         return self._logits(x)[:, 0], updated
 
@@ -305,6 +333,11 @@ class Decoder(CausalLM):
         if isinstance(self.blocks, nnx.List):
             return nnx.graphdef(self.blocks[0]), [nnx.state(block) for block in self.blocks]
         return nnx.split(self.blocks)
+
+    def _by_layer(self) -> list[tuple[Any, ...]]:
+        """The differences of each layer."""
+        return [jax.tree.map(lambda array, i=i: array[i], self.differences())
+                for i in range(self.config.n_layers)]
 
     def _unstacked(self, params: Any) -> list[nnx.State]:
         return params if isinstance(params, list) else _unstack(params, self.config.n_layers)

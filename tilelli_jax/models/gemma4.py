@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Literal
 
 import chex
@@ -25,13 +24,12 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig, at_last
 from tilelli_jax.models.pretrained_model import PretrainedModel
-from tilelli_jax.nn.attention import KeyCache, swap, widen
+from tilelli_jax.nn.attention import ALL, KeyCache, grouped_attention, in_window, swap
 from tilelli_jax.nn.dense import GatedFeedForward
 from tilelli_jax.nn.experts import Experts, TopKRouter
 from tilelli_jax.nn.hooks import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.host_embedding import HostEmbedding
 from tilelli_jax.nn.linear import Buffer, Embedding, Linear
-from tilelli_jax.nn.matmul import contract
 from tilelli_jax.nn.norm import RMSNorm, rms_normalized
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.rotary import frequencies, rotate
@@ -40,7 +38,6 @@ from tilelli_jax.parallel.sharding import split_batch
 from tilelli_jax.pretrained.gemma4 import GEMMA4
 
 Kind = Literal["sliding", "full"]
-UpdateCache = Callable[[int, KeyCache], KeyCache]  # layer, new keys and values → those to attend to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +140,8 @@ class Attention(nnx.Module):
         """x `[batch, q, d_model]`; visible, bool `[batch or 1, q, k]`: which keys a query may attend to."""
         query = rotate(self.query_norm(self._heads(self.query(x))), positions,
                        jnp.array(self.inverse_frequencies))
-        batch, time, _, d_head = query.shape
-        query = query.reshape(batch, time, cache.keys.shape[1], -1, d_head)  # groups share a key head
-        scores = contract("bqhgd,bhkd->bhgqk", query, cache.keys, dtype=self.dtype, result=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf))
-        attended = contract("bhgqk,bhkd->bqhgd", weights, cache.values, dtype=self.dtype)
-        return self.out(attended.reshape(batch, time, -1))
+        attended = grouped_attention(query, cache, visible, dtype=self.dtype)
+        return self.out(attended.reshape(*query.shape[:2], -1))
 
     def _heads(self, y: jax.Array) -> jax.Array:
         return y.reshape(*y.shape[:2], -1, self.d_head)
@@ -272,12 +265,13 @@ class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
         """
         n_own, n_layers = self.config.n_own, self.config.n_layers
         x, embedded = self._embed(ids)
-        caches: dict[int, KeyCache] = {}
-        x, _ = self._run(range(n_own), x, embedded, jnp.arange(ids.shape[1])[None], caches)
+        keys: dict[int, KeyCache] = {}
+        x, _ = self._run(range(n_own), x, embedded, jnp.arange(ids.shape[1])[None], keys)
         x = at_last(x, lengths)
         embedded = None if embedded is None else at_last(embedded, lengths)
-        x, _ = self._run(range(n_own, n_layers), x, embedded, lengths[:, None] - 1, caches)
-        return self._logits(x)[:, 0], [KeyCache(widen(caches[i].keys, size), widen(caches[i].values, size))
+        x, _ = self._run(range(n_own, n_layers), x, embedded, lengths[:, None] - 1, keys)
+        slots = {"sliding": min(size, self.config.window), "full": size}
+        return self._logits(x)[:, 0], [KeyCache.of_prompts(*keys[i], lengths, slots[self.config.layers[i]])
                                        for i in range(n_own)]
 
     def step(self, ids: jax.Array, caches: list[KeyCache],
@@ -285,19 +279,17 @@ class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
         """See `CausalLM`."""
         x, embedded = self._embed(ids[:, None])
         updated: dict[int, KeyCache] = {}
-        x, _ = self._run(range(self.config.n_layers), x, embedded, position[:, None], updated,
-                         update=lambda i, new: caches[i].write(new.keys, new.values, position))
+        x, _ = self._run(range(self.config.n_layers), x, embedded, position[:, None], updated, caches=caches)
         return self._logits(x)[:, 0], [updated[i] for i in range(self.config.n_own)]
 
     def _run(self, layers: range, x: jax.Array, embedded: jax.Array | None, positions: jax.Array,
-             caches: dict[int, KeyCache], tap: Tap = OFF,
-             update: UpdateCache = lambda _, new: new) -> tuple[jax.Array, list[Recorded]]:
+             keys: dict[int, KeyCache], tap: Tap = OFF,
+             caches: list[KeyCache] | None = None) -> tuple[jax.Array, list[Recorded]]:
         """Runs some layers in order.
 
         Args:
-            caches: receives the keys and values of each layer that computes its own.
-            update: (layer, its new keys and values) → the keys and values to attend to, including those of
-                earlier positions.
+            keys: receives the keys and values that each layer that computes its own attends to.
+            caches: when decoding, those of the earlier positions; `positions` is then `[batch, 1]`.
         """
         records: list[Recorded] = []
         for i in layers:
@@ -307,17 +299,17 @@ class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
                 x = layer_tap("resid_pre", split_batch(x), records[-1])
                 h = block.norm1(x)
                 if source == i:
-                    caches[i] = update(i, block.attention.keys(h, positions))
-                visible = self._visible(self.config.layers[i], positions, caches[source].keys.shape[2])
+                    new = block.attention.keys(h, positions)
+                    keys[i] = new if caches is None else caches[i].write(*new, positions[:, 0])
+                if caches is None:
+                    window = ALL if self.config.layers[i] == "full" else self.config.window
+                    visible = in_window(positions, keys[source].keys.shape[2], window)
+                else:
+                    visible = keys[source].filled(positions[:, 0])[:, None]
                 layer_embedded = None if embedded is None else embedded[:, :, i]
-                x = block(x, h, positions, caches[source], visible, layer_embedded, layer_tap, records[-1])
+                x = block(x, h, positions, keys[source], visible, layer_embedded, layer_tap, records[-1])
                 x = layer_tap("resid_post", x, records[-1])
         return split_batch(x), records
-
-    def _visible(self, kind: Kind, positions: jax.Array, n_keys: int) -> jax.Array:
-        """Mask of the keys visible to queries at `positions [batch or 1, q]`: bool `[batch or 1, q, k]`."""
-        distance = positions[:, :, None] - jnp.arange(n_keys)
-        return (distance >= 0) & ((distance < self.config.window) | (kind == "full"))
 
     @jax.named_scope("embedding")
     def _embed(self, ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:

@@ -13,8 +13,9 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.models.pretrained_model import PretrainedModel
+from tilelli_jax.models.rotary_scaling import RotaryScaling
 from tilelli_jax.nn.attention import RotaryAttention
-from tilelli_jax.nn.dense import FeedForward
+from tilelli_jax.nn.dense import ACTIVATIONS, FeedForward
 from tilelli_jax.nn.hooks import OFF, Recorded, Tap
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
@@ -38,6 +39,9 @@ class GPTNeoXConfig(Section):
     rotary_fraction: float = setting(0.25, "fraction of each head's channels that is rotated",
                                      above=0, max=1)
     rotary_theta: float = setting(10000.0, "base of the rotary frequencies", above=0)
+    rotary_scaling: RotaryScaling | None = setting(
+        None, "change of the rotary frequencies, of kind linear; null: none")
+    activation: Literal["gelu", "gelu_tanh"] = setting("gelu", "activation of the feed-forward network")
     parallel_residual: bool = setting(
         True, "attention and feed-forward network read the same residual stream; false: one after the other")
     attention_bias: bool = setting(True, "use biases in the linear maps of attention")
@@ -50,6 +54,8 @@ class GPTNeoXConfig(Section):
         super().__post_init__()
         if self.d_model % self.n_heads:
             raise InputError(f"d_model: expected a multiple of n_heads {self.n_heads}, found {self.d_model}")
+        if self.rotary_scaling is not None and self.rotary_scaling.kind != "linear":
+            raise InputError(f"rotary_scaling.kind: expected linear, found {self.rotary_scaling.kind}")
 
 
 class GPTNeoXBlock(nnx.Module):
@@ -57,13 +63,16 @@ class GPTNeoXBlock(nnx.Module):
 
     def __init__(self, config: GPTNeoXConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         rotary_width = int(config.d_model // config.n_heads * config.rotary_fraction)
+        rotation = frequencies(rotary_width, config.rotary_theta)
+        if config.rotary_scaling is not None:
+            rotation = config.rotary_scaling(rotation, config.rotary_theta)
         self.norm1 = LayerNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
         self.attention = RotaryAttention(
-            config.d_model, config.n_heads, frequencies(rotary_width, config.rotary_theta), Quantizer(),
+            config.d_model, config.n_heads, rotation, Quantizer(),
             bias=config.attention_bias, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
-        self.mlp = FeedForward(config.d_model, config.d_hidden, Quantizer(), bias=True, dtype=dtype,
-                               rngs=rngs)
+        self.mlp = FeedForward(config.d_model, config.d_hidden, Quantizer(), bias=True,
+                               activation=ACTIVATIONS[config.activation], dtype=dtype, rngs=rngs)
         self.parallel = config.parallel_residual
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
@@ -95,7 +104,7 @@ class FlaxGPTNeoXForCausalLM(PretrainedModel, Decoder):
         compute = compute or ComputeConfig()
         dtype = jnp.dtype(compute.dtype)
         super().__init__(config, lambda rngs: GPTNeoXBlock(config, dtype=dtype, rngs=rngs),
-                         embed=Quantizer(), unembed=Quantizer(), norm_eps=config.norm_eps,
+                         final_norm=LayerNorm(config.d_model, dtype=dtype, eps=config.norm_eps),
                          compute=compute, rngs=rngs)
         self.hooks = (*Decoder.hooks, "attn_out", "mlp_write",
                        *(() if config.parallel_residual else ("resid_mid",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,11 +12,12 @@ from flax import nnx
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
-from tilelli_jax.io.tensors import in_memory, read_directory
+from tilelli_jax.io.tensors import Tensor, in_memory, read_directory
 from tilelli_jax.models.arrays import ParamType, abstract_arrays, check_sizes, from_tensors, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.pretrained import hugging_face
+from tilelli_jax.pretrained.gguf import is_gguf, read_gguf
 from tilelli_jax.pretrained.hugging_face import Family
 
 
@@ -29,26 +31,40 @@ class PretrainedModel(nnx.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path, compute: ComputeConfig | None = None, *,
                         param_dtype: ParamType = "float32", mesh: Mesh | None = None) -> Self:
-        """Reads a Hugging Face directory: config.json and safetensors, in one file or several.
+        """Reads a Hugging Face directory (config.json and safetensors, one file or several) or a GGUF file.
 
         Args:
             param_dtype: type of the weights in memory; "stored" keeps the type in the files.
             mesh: devices over which each weight is sharded as it is read (see `sharding.RULES`).
 
         Raises:
-            InputError: the directory is not of this family, or its tensors do not fit its configuration.
+            InputError: the network is not of this family, or its tensors do not fit its configuration.
         """
         path = Path(path)
-        family, source = cls.hugging_face, f"{path / hugging_face.CONFIG}"
-        tree = hugging_face.read_config(path)
-        tensors = hugging_face.current_names(family, read_directory(path), str(path))
-        tree = hugging_face.settings(family, tree, tensors, source)
-        config: Any = config_lib.from_dict(cls.config_class, tree, source)
-        check_sizes(config, {name: tensor.shape for name, tensor in tensors.items()}, source)
+        if is_gguf(path):
+            return cls.from_checkpoint(*read_gguf(path)[:2], str(path), compute, param_dtype, mesh)
+        return cls.from_checkpoint(hugging_face.read_config(path), read_directory(path), str(path), compute,
+                                   param_dtype, mesh, config_source=f"{path / hugging_face.CONFIG}")
+
+    @classmethod
+    def from_checkpoint(cls, tree: hugging_face.Tree, tensors: Mapping[str, Tensor], source: str,
+                        compute: ComputeConfig | None = None, param_dtype: ParamType = "float32",
+                        mesh: Mesh | None = None, *, config_source: str = "") -> Self:
+        """Builds the network from the content of a Hugging Face checkpoint; see `from_pretrained`.
+
+        Args:
+            tree: the content of config.json.
+            tensors: the tensors by their names in the checkpoint.
+            source: what error messages name; `config_source`: for errors in config.json.
+        """
+        family, config_source = cls.hugging_face, config_source or source
+        tensors = hugging_face.current_names(family, tensors, source)
+        tree = hugging_face.settings(family, tree, tensors, config_source)
+        config: Any = config_lib.from_dict(cls.config_class, tree, config_source)
+        check_sizes(config, {name: tensor.shape for name, tensor in tensors.items()}, config_source)
         shapes = {name: leaf.shape for name, leaf in abstract_arrays(cls, config, compute).items()}
-        arrays = hugging_face.read(family, config, shapes, tensors, str(path))
-        return from_tensors(cls, config, arrays, compute, source=str(path), param_dtype=param_dtype,
-                            mesh=mesh)
+        arrays = hugging_face.read(family, config, shapes, tensors, source)
+        return from_tensors(cls, config, arrays, compute, source=source, param_dtype=param_dtype, mesh=mesh)
 
     def save_pretrained(self, path: str | Path,
                         dtype: Literal["float32", "bfloat16"] | None = None) -> None:

@@ -126,7 +126,7 @@ class RoutedLM(Decoder):
         dtype = jnp.dtype(compute.dtype)
         super().__init__(config, lambda rngs: RoutedBlock(config, dtype=dtype, rngs=rngs),
                          embed=_quantizer(config, "embed"), unembed=_quantizer(config, "unembed"),
-                         compute=compute, rngs=rngs)
+                         final_norm=LayerNorm(config.d_model, dtype=dtype), compute=compute, rngs=rngs)
 
 
 def _quantizer(config: RoutedConfig, part: Quantized) -> Quantizer:

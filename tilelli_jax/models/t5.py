@@ -15,7 +15,7 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.models.decoder import ComputeConfig, check_ids
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.nn.attention import KeyCache
-from tilelli_jax.nn.dense import FeedForward
+from tilelli_jax.nn.dense import ACTIVATIONS, FeedForward, GatedFeedForward
 from tilelli_jax.nn.hooks import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.matmul import contract
@@ -45,7 +45,7 @@ class ChronosConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class T5Config(Section):
-    """T5 with a ReLU feed-forward network; the defaults are Chronos-T5-base's."""
+    """T5; the defaults are Chronos-T5-base's."""
 
     family: Literal["t5"] = setting("t5", "network family")
     vocab_size: int = setting(4096, "number of tokens", min=1)
@@ -55,6 +55,9 @@ class T5Config(Section):
     n_heads: int = setting(12, "number of attention heads", min=1)
     d_head: int = setting(64, "width of a head", min=1)
     d_hidden: int = setting(3072, "hidden width of the feed-forward networks", min=1)
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = setting(
+        "relu", "activation of the feed-forward networks")
+    gated: bool = setting(False, "multiply the activation by a second linear map, as in T5 1.1 and Flan-T5")
     n_buckets: int = setting(32, "number of buckets of relative positions", min=4)
     max_distance: int = setting(128, "distance, in tokens, from which on all positions share the last bucket",
                                 min=1)
@@ -145,8 +148,9 @@ class Block(nnx.Module):
         if part == "decoder":
             self.norm_cross, self.cross = norm(), Attention(config, dtype=dtype, rngs=rngs)
         self.norm2 = norm()
-        self.mlp = FeedForward(config.d_model, config.d_hidden, Quantizer(), activation=jax.nn.relu,
-                               dtype=dtype, rngs=rngs)
+        self.mlp = (GatedFeedForward if config.gated else FeedForward)(
+            config.d_model, config.d_hidden, Quantizer(), activation=ACTIVATIONS[config.activation],
+            dtype=dtype, rngs=rngs)
         self.part = part
 
     def __call__(self, x: jax.Array, own: KeyCache | None, bias: jax.Array, tap: Tap, recorded: Recorded,

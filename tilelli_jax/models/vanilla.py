@@ -84,4 +84,5 @@ class VanillaLM(Decoder):
         embed, unembed = (quantizer(config.quantizer if part in config.quantize else "none")
                           for part in ("embed", "unembed"))
         super().__init__(config, lambda rngs: TransformerBlock(config, dtype=dtype, rngs=rngs),
-                         embed=embed, unembed=unembed, compute=compute, rngs=rngs)
+                         embed=embed, unembed=unembed, final_norm=LayerNorm(config.d_model, dtype=dtype),
+                         compute=compute, rngs=rngs)

@@ -1,8 +1,10 @@
-"""Causal attention: top-k sparse (routed networks) and dense (the vanilla transformer)."""
+"""Causal attention: top-k sparse (routed networks), dense, and with grouped queries (Llama, Gemma)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,26 +17,45 @@ from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.rotary import rotate
 from tilelli_jax.nn.topk import Reduction, top_k_attention
 
+ALL = 1 << 30  # a window that holds every key
+
 
 class KeyCache(NamedTuple):
-    """Key-value cache: `keys [batch, heads, size, d_head]`, `values [batch, …, size, d]`.
+    """Key-value cache: `keys [batch, heads, slots, d_head]`, `values [batch, …, slots, d]`.
 
-    Slot i holds position i; slots past a row's length hold arbitrary values and are masked. The head
-    axis comes before the slot axis, the layout that the products use: any other layout would
-    transpose the whole cache for every byte.
+    Position p is in slot p mod slots. A cache with as many slots as positions holds all of them; one with
+    fewer, for attention to a window, the most recent ones. Slots that no position of a row has filled hold
+    arbitrary values and are masked. The head axis comes before the slot axis, the layout that the products
+    use: any other layout would transpose the whole cache for every byte.
     """
 
     keys: jax.Array
     values: jax.Array
 
+    @classmethod
+    def of_prompts(cls, keys: jax.Array, values: jax.Array, lengths: jax.Array, slots: int) -> KeyCache:
+        """The cache after prompts.
+
+        Args:
+            keys: of all positions of the padded prompts, `[batch, heads, time, d_head]`; values alike.
+            lengths: `[batch]`, number of positions in each prompt.
+            slots: number of slots; with fewer than time, the last positions of each row are kept.
+        """
+        return cls(_in_slots(keys, lengths, slots), _in_slots(values, lengths, slots))
+
     def write(self, keys: jax.Array, values: jax.Array, position: jax.Array) -> KeyCache:
         """Returns the cache with one more entry (size 1) in each row, at `position [batch]`."""
         def update(row: jax.Array, entry: jax.Array, slot: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(row, entry.astype(row.dtype), slot, row.ndim - 2)
+        slot = position % self.keys.shape[-2]
         if len(position) == 1:  # in place; rows of different lengths need a scatter, which copies
-            return KeyCache(update(self.keys, keys, position[0]), update(self.values, values, position[0]))
-        return KeyCache(jax.vmap(update)(self.keys, keys, position),
-                        jax.vmap(update)(self.values, values, position))
+            return KeyCache(update(self.keys, keys, slot[0]), update(self.values, values, slot[0]))
+        return KeyCache(jax.vmap(update)(self.keys, keys, slot), jax.vmap(update)(self.values, values, slot))
+
+    def filled(self, position: jax.Array) -> jax.Array:
+        """Which slots hold a position up to `position [batch]`: bool `[batch, slots]`."""
+        slots = self.keys.shape[-2]
+        return _held(position, slots) >= 0
 
 
 class TopKAttention(nnx.Module):
@@ -60,16 +81,13 @@ class TopKAttention(nnx.Module):
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
         """Returns the output of `__call__` and a cache of `size` slots with each row's first `lengths`."""
-        del lengths  # later slots are masked until they are overwritten
         keys = self.key(x)
-        return self._attend(x, keys, x), KeyCache(widen(swap(keys), size),
-                                                  widen(x.astype(self.dtype), size))
+        return self._attend(x, keys, x), KeyCache.of_prompts(swap(keys), x.astype(self.dtype), lengths, size)
 
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the updated cache."""
         cache = cache.write(swap(self.key(x)), x, position)
-        visible = jnp.arange(cache.keys.shape[2]) <= position[:, None]
-        return self._attend(x, swap(cache.keys), cache.values, visible[:, None]), cache
+        return self._attend(x, swap(cache.keys), cache.values, cache.filled(position)[:, None]), cache
 
     def _attend(self, x: jax.Array, keys: jax.Array, rows: jax.Array,
                 visible: jax.Array | None = None) -> jax.Array:
@@ -98,18 +116,17 @@ class CausalAttention(nnx.Module):
     @jax.named_scope("attention")
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
         """Returns the output of `__call__` and a cache of `size` slots with each row's first `lengths`."""
-        del lengths  # later slots are masked until they are overwritten
         query, key, value = self._heads(x, jnp.arange(x.shape[1])[None])
         y = self._attend(query, key, value, causal(x.shape[1]))
-        return y, KeyCache(widen(key, size), widen(value, size))
+        return y, KeyCache.of_prompts(key, value, lengths, size)
 
     @jax.named_scope("attention")
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the updated cache."""
         query, key, value = self._heads(x, position[:, None])
         cache = cache.write(key, value, position)
-        visible = jnp.arange(cache.keys.shape[2]) <= position[:, None]
-        return self._attend(query, cache.keys, cache.values, visible[:, None, None]), cache
+        visible = cache.filled(position)[:, None, None]
+        return self._attend(query, cache.keys, cache.values, visible), cache
 
     def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each `[batch, heads, time, d_head]`; `positions [batch or 1, time]`."""
@@ -147,6 +164,108 @@ class RotaryAttention(CausalAttention):
                 swap(value))
 
 
+class LayerKind(NamedTuple):
+    """What differs between the attention of otherwise equal layers.
+
+    In a network: arrays with a leading axis of n_layers, which a scan over the layers splits.
+    """
+
+    window: Any  # int: number of most recent keys that a query attends to
+    inverse_frequencies: Any  # f32 [d_head / 2]
+    amplitude: Any = 1.0  # f32: factor of rotated queries and keys
+
+
+class GroupedQueryAttention(nnx.Module):
+    """Causal attention with rotary positions, in which groups of query heads share a key and a value head.
+
+    Ainslie et al. 2023, arXiv:2305.13245. Kernels: `query [d_model, n_heads · d_head]`, `key` and `value`
+    `[d_model, n_kv_heads · d_head]`, `out [n_heads · d_head, d_model]`.
+
+    Args:
+        scale: factor of the scores.
+        bias: use biases in the maps of queries, keys and values; `out_bias`: in that of the output.
+        norm: makes the norm of queries and that of keys, over the channels of a head; None: no norms.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, d_head: int, *, scale: float,
+                 bias: bool, out_bias: bool, norm: Callable[[], nnx.Module] | None,
+                 dtype: jnp.dtype, rngs: nnx.Rngs):
+        make = functools.partial(Linear, quantizer=Quantizer(), dtype=dtype, rngs=rngs)
+        self.query = make(d_model, n_heads * d_head, bias=bias)
+        self.key = make(d_model, n_kv_heads * d_head, bias=bias)
+        self.value = make(d_model, n_kv_heads * d_head, bias=bias)
+        self.out = make(n_heads * d_head, d_model, bias=out_bias)
+        self.query_norm, self.key_norm = (None, None) if norm is None else (norm(), norm())
+        self.d_head, self.scale, self.dtype = d_head, scale, dtype
+
+    @jax.named_scope("attention")
+    def __call__(self, x: jax.Array, kind: LayerKind) -> jax.Array:
+        """`[batch, time, d_model]` → `[batch, time, d_model]`."""
+        return self._sequence(x, kind)[0]
+
+    @jax.named_scope("attention")
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int,
+                kind: LayerKind) -> tuple[jax.Array, KeyCache]:
+        """Returns the output of `__call__` and a cache of `size` slots, or of the window if it is smaller."""
+        y, keys = self._sequence(x, kind)
+        return y, KeyCache.of_prompts(*keys, lengths, min(size, int(kind.window)))
+
+    @jax.named_scope("attention")
+    def step(self, x: jax.Array, cache: KeyCache, position: jax.Array,
+             kind: LayerKind) -> tuple[jax.Array, KeyCache]:
+        """One input `[batch, 1, d_model]` at `position [batch]` → its output and the updated cache."""
+        query, new = self._heads(x, position[:, None], kind)
+        cache = cache.write(*new, position)
+        return self._attend(query, cache, cache.filled(position)[:, None]), cache
+
+    def _sequence(self, x: jax.Array, kind: LayerKind) -> tuple[jax.Array, KeyCache]:
+        positions = jnp.arange(x.shape[1])
+        query, keys = self._heads(x, positions[None], kind)
+        return self._attend(query, keys, in_window(positions[None], x.shape[1], kind.window)), keys
+
+    def _heads(self, x: jax.Array, positions: jax.Array, kind: LayerKind) -> tuple[jax.Array, KeyCache]:
+        """Queries `[batch, time, heads, d_head]`, and keys and values `[batch, kv_heads, time, d_head]`."""
+        query, key, value = (y.reshape(*y.shape[:2], -1, self.d_head)
+                             for y in (self.query(x), self.key(x), self.value(x)))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = (rotate(y, positions, kind.inverse_frequencies, kind.amplitude) for y in (query, key))
+        return query, KeyCache(swap(key), swap(value))
+
+    def _attend(self, query: jax.Array, cache: KeyCache, visible: jax.Array) -> jax.Array:
+        attended = grouped_attention(query, cache, visible, scale=self.scale, dtype=self.dtype)
+        return self.out(attended.reshape(*query.shape[:2], -1))
+
+
+def grouped_attention(query: jax.Array, cache: KeyCache, visible: jax.Array, *, scale: float = 1.0,
+                      dtype: jnp.dtype) -> jax.Array:
+    """Attention of which groups of query heads share a key head.
+
+    Args:
+        query: `[batch, q, heads, d_head]`.
+        visible: bool `[batch or 1, q, k]`, which keys a query may attend to.
+        scale: factor of the scores.
+        dtype: type of the products' operands; scores and weights are f32.
+
+    Returns:
+        `[batch, q, kv_heads, heads / kv_heads, d_head]`.
+    """
+    batch, time, _, d_head = query.shape
+    query = query.reshape(batch, time, cache.keys.shape[1], -1, d_head)
+    scores = contract("bqhgd,bhkd->bhgqk", query, cache.keys, dtype=dtype, result=jnp.float32)
+    if scale != 1:
+        scores = scores * scale
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf))
+    return contract("bhgqk,bhkd->bqhgd", weights, cache.values, dtype=dtype)
+
+
+def in_window(positions: jax.Array, n_keys: int, window: Any) -> jax.Array:
+    """Which of the keys 0 … n_keys − 1 queries at `positions [batch or 1, q]` attend to: the `window` keys
+    up to their own; bool `[batch or 1, q, k]`."""
+    distance = positions[:, :, None] - jnp.arange(n_keys)
+    return (distance >= 0) & (distance < window)
+
+
 def causal(time: int) -> jax.Array:
     """The causal mask, bool `[1, 1, time, time]`: query t attends to keys 0 … t."""
     return jnp.tril(jnp.ones((time, time), bool))[None, None]
@@ -162,3 +281,18 @@ def widen(entries: jax.Array, size: int) -> jax.Array:
 def swap(array: jax.Array) -> jax.Array:
     """Swaps the time and head axes: `[batch, time, heads, …]` ↔ `[batch, heads, time, …]`."""
     return jnp.swapaxes(array, 1, 2)
+
+
+def _in_slots(entries: jax.Array, lengths: jax.Array, slots: int) -> jax.Array:
+    """Entries `[batch, …, time, d]` of all positions → `[batch, …, slots, d]`, as `KeyCache` keeps them."""
+    if entries.shape[-2] <= slots:
+        return widen(entries, slots)
+    held = jnp.maximum(_held(lengths - 1, slots), 0)
+    held = held.reshape(len(held), *(1,) * (entries.ndim - 3), slots, 1)
+    return jnp.take_along_axis(entries, held, axis=-2)
+
+
+def _held(position: jax.Array, slots: int) -> jax.Array:
+    """The position in each slot after `position [batch]` was written; negative for an empty slot."""
+    position = position[:, None]
+    return position - (position - jnp.arange(slots)) % slots

@@ -17,6 +17,11 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+# `gelu_tanh` is the approximation that transformers calls gelu_new, gelu_fast and gelu_pytorch_tanh.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu, "gelu": exact_gelu, "gelu_tanh": jax.nn.gelu, "silu": jax.nn.silu}
+
+
 class FeedForward(nnx.Module):
     """y = activation(x · up) · down; by default GELU and no biases. The cache is empty."""
 
@@ -42,14 +47,20 @@ class FeedForward(nnx.Module):
 
 
 class GatedFeedForward(nnx.Module):
-    """y = (gelu(x · gate) ⊙ (x · up)) · down, tanh GELU, no biases (Shazeer 2020, arXiv:2002.05202)."""
+    """y = (activation(x · gate) ⊙ (x · up)) · down; by default tanh GELU and no biases.
+
+    Source: Shazeer 2020, arXiv:2002.05202.
+    """
 
     def __init__(self, d_model: int, d_hidden: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
+                 bias: bool = False, activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
                  dtype: jnp.dtype = jnp.float32):
-        self.gate, self.up = (Linear(d_model, d_hidden, quantizer, rngs=rngs, dtype=dtype) for _ in range(2))
-        self.down = Linear(d_hidden, d_model, quantizer, rngs=rngs, dtype=dtype)
+        self.gate, self.up = (Linear(d_model, d_hidden, quantizer, bias=bias, rngs=rngs, dtype=dtype)
+                              for _ in range(2))
+        self.down = Linear(d_hidden, d_model, quantizer, bias=bias, rngs=rngs, dtype=dtype)
+        self.activation = activation
 
     @jax.named_scope("mlp")
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
-        return self.down(jax.nn.gelu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))

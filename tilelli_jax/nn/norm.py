@@ -31,17 +31,23 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / √(mean x² + eps) · scale over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467), in f32.
 
-    The factor is `scale`, not 1 + `scale`. The result is in `dtype`.
+    The result is in `dtype`.
+
+    Args:
+        offset: added to `scale`, which is initialised with 1 − offset. Gemma up to 3 stores scales minus 1.
     """
 
-    def __init__(self, d_model: int, *, dtype: jnp.dtype = jnp.float32, eps: float = 1e-6):
-        self.scale = nnx.Param(jnp.ones(d_model))
+    def __init__(self, d_model: int, *, dtype: jnp.dtype = jnp.float32, eps: float = 1e-6,
+                 offset: float = 0.0):
+        self.scale = nnx.Param(jnp.full(d_model, 1.0 - offset))
         self.dtype = dtype
         self.eps = eps
+        self.offset = offset
 
     @jax.named_scope("norm")
     def __call__(self, x: jax.Array) -> jax.Array:
-        return (rms_normalized(x, self.eps) * self.scale[...]).astype(self.dtype)
+        scale = self.scale[...].astype(jnp.float32) + self.offset if self.offset else self.scale[...]
+        return (rms_normalized(x, self.eps) * scale).astype(self.dtype)
 
 
 def rms_normalized(x: jax.Array, eps: float = 1e-6) -> jax.Array:

@@ -6,24 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.io.json_text import kind, object_under
+from tilelli_jax.io.json_text import object_under
 from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.hugging_face import (
+    IMAGE_PARTS,
+    TEXT_DECODER,
     Family,
     Tree,
     is_tied,
+    layer_kinds,
     one_or_several,
     positive,
     several_ids,
+    text_config,
+    their_layer_types,
     value_or,
 )
 from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
-_KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
 _OURS, _THEIRS = "blocks.{i}.", "model.layers.{i}."
 
 
-def _names() -> Names:
+def _names(_: Any) -> Names:
     names = {
         "embed.kernel": Theirs("model.embed_tokens.weight"),
         "embed_per_layer.kernel": Theirs("model.embed_tokens_per_layer.weight"),
@@ -54,8 +58,7 @@ def _names() -> Names:
 
 
 def _ignored(config: Any) -> dict[str, str]:
-    ignored = {r"^model\.(vision_tower|audio_tower|embed_vision|embed_audio)\.":
-                   "part of the image or audio encoder"}
+    ignored = dict(IMAGE_PARTS)
     if config.tie_embeddings:
         ignored[r"^lm_head\.weight$"] = "the same table as embed_tokens"
     if shared := [str(i) for i in range(config.n_own, config.n_layers)]:
@@ -65,18 +68,14 @@ def _ignored(config: Any) -> dict[str, str]:
 
 
 def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
-    if "text_config" in tree:  # the multimodal network
-        ends, key = tree.get("eos_token_id"), "tie_word_embeddings"
-        part = object_under(tree, "text_config")
-        if (outer := tree.get(key, True)) != (inner := part.get(key, True)):
-            raise InputError(f"text_config.{key}: expected {outer}, the value of {key}, found {inner}")
-        tree = {**part, **({} if ends is None else {"eos_token_id": ends})}
+    tree = text_config(tree)
     for key, expected in (("hidden_activation", "gelu_pytorch_tanh"), ("attention_bias", False)):
         if tree.get(key, expected) != expected:
             raise InputError(f"{key}: expected {expected}, found {tree[key]}")
     if tree.get("use_bidirectional_attention") == "all":  # "vision" affects images only
         raise InputError("use_bidirectional_attention: expected a causal network, found all")
-    layers = _layers(tree)
+    if (layers := layer_kinds(tree, ("sliding", "full"))) is None:
+        raise KeyError("layer_types")
     rope = object_under(tree, "rope_parameters")
     for each, expected in (("sliding_attention", "default"), ("full_attention", "proportional")):
         if (found := object_under(rope, each, "rope_parameters.").get("rope_type")) != expected:
@@ -105,18 +104,6 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
         "end_ids": several_ids(tree.get("eos_token_id"))}
 
 
-def _layers(tree: Tree) -> list[str]:
-    """The kind of each layer."""
-    if not isinstance(theirs := tree["layer_types"], list):
-        raise InputError(f"layer_types: expected a list, found {kind(theirs)}")
-    if unknown := [layer_type for layer_type in theirs if layer_type not in _KINDS]:
-        raise InputError(f"layer_types: expected {' or '.join(_KINDS)}, found {unknown[0]}")
-    if (n_layers := value_or(tree, "num_hidden_layers", len(theirs))) != len(theirs):
-        raise InputError(f"num_hidden_layers: expected {len(theirs)}, the length of layer_types, "
-                         f"found {n_layers}")
-    return [_KINDS[layer_type] for layer_type in theirs]
-
-
 def _heads(tree: Tree, layers: list[str]) -> Tree:
     """Widths and numbers of heads for both kinds of layers; newer files state them for each layer."""
     of_kind = {"sliding": (tree["head_dim"], tree["num_key_value_heads"])}
@@ -143,13 +130,12 @@ def _heads(tree: Tree, layers: list[str]) -> Tree:
 
 
 def _tree_of(config: Any) -> Tree:
-    kinds = {ours: theirs for theirs, ours in _KINDS.items()}
     full = {"head_dim": config.d_head_full, "num_key_value_heads": config.n_kv_heads_full}
     return {
         "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text",
         "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "vocab_size": config.vocab_size,
         "hidden_size": config.d_model, "num_hidden_layers": config.n_layers,
-        "layer_types": [kinds[kind] for kind in config.layers],
+        "layer_types": their_layer_types(config.layers),
         "max_position_embeddings": config.max_seq_len, "tie_word_embeddings": config.tie_embeddings,
         "num_attention_heads": config.n_heads, "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.d_head,
@@ -171,5 +157,4 @@ def _tree_of(config: Any) -> Tree:
 
 GEMMA4 = Family(
     family="gemma4", model_types=("gemma4_text", "gemma4"), config_of=_config_of, tree_of=_tree_of,
-    names=_names(), renamed={r"^model\.language_model\.": "model.", r"^language_model\.model\.": "model."},
-    ignored=_ignored)
+    names=_names, renamed=TEXT_DECODER, ignored=_ignored)

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.io.json_text import object_under
 from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.hugging_face import (
+    ACTIVATIONS,
+    THEIR_ACTIVATIONS,
     Family,
     Tree,
     is_tied,
     one_or_several,
     positive,
     several_ids,
+    value_or,
 )
 from tilelli_jax.pretrained.mapping import Theirs, transposed
+from tilelli_jax.pretrained.rotary import rope_of, rope_section, rope_type
 
 log = logging.getLogger(__name__)
 _OURS, _THEIRS = "blocks.{i}.", "gpt_neox.layers.{i}."
@@ -45,14 +48,12 @@ TIED = {r"^embed_out\.weight$": "the same table as embed_in"}
 
 def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     """Our settings from config.json, as written by transformers before or from version 5 on."""
-    for key in ("rope_parameters", "rope_scaling"):  # rope_scaling: before version 5
-        rope = object_under(tree, key)
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        # A linear scaling by 1 has no effect.
-        if rope_type != "default" and not (rope_type == "linear" and rope.get("factor") == 1):
-            raise InputError(f"{key}.rope_type: expected default, found {rope_type}")
-    if tree.get("hidden_act", "gelu") != "gelu":
-        raise InputError(f"hidden_act: expected gelu, found {tree['hidden_act']}")
+    rope, key = rope_section(tree)
+    if (kind := rope_type(rope)) not in ("default", "linear"):
+        raise InputError(f"{key}.rope_type: expected default or linear, found {kind!r:.40}")
+    factor = 1.0 if kind == "default" else positive(rope.get("factor"), f"{key}.factor")
+    if (activation := value_or(tree, "hidden_act", "gelu")) not in ("gelu", "gelu_new", "gelu_fast"):
+        raise InputError(f"hidden_act: expected gelu, gelu_new or gelu_fast, found {activation!r:.40}")
     return {
         "vocab_size": tree["vocab_size"], "d_model": tree["hidden_size"],
         "n_layers": tree["num_hidden_layers"], "max_seq_len": tree["max_position_embeddings"],
@@ -61,6 +62,8 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
         "n_heads": tree["num_attention_heads"], "d_hidden": tree["intermediate_size"],
         "rotary_fraction": _rotation(tree, "partial_rotary_factor", "rotary_pct", 0.25),
         "rotary_theta": _rotation(tree, "rope_theta", "rotary_emb_base", 10000),
+        "rotary_scaling": None if factor == 1 else {"kind": "linear", "factor": factor},
+        "activation": ACTIVATIONS[activation],
         "parallel_residual": tree.get("use_parallel_residual", True),
         "attention_bias": tree.get("attention_bias", True),
         "norm_eps": float(tree.get("layer_norm_eps", 1e-5)), "bos_id": tree.get("bos_token_id"),
@@ -69,9 +72,7 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
 
 def _rotation(tree: Tree, key: str, older: str, default: float) -> float:
     """A rotary setting: the value of `key`, or of the key of older versions, as transformers reads them."""
-    # If both sections exist, transformers ignores rope_parameters.
-    section = "rope_scaling" if object_under(tree, "rope_scaling") else "rope_parameters"
-    rope = object_under(tree, section)
+    rope, section = rope_section(tree)
     if key not in rope:
         return positive(tree.get(older, default), older)
     if tree.get(older, rope[key]) != rope[key]:
@@ -82,19 +83,21 @@ def _rotation(tree: Tree, key: str, older: str, default: float) -> float:
 
 def _tree_of(config: Any) -> Tree:
     return {
-        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu",
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox",
+        "hidden_act": THEIR_ACTIVATIONS[config.activation],
         "vocab_size": config.vocab_size, "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers, "max_position_embeddings": config.max_seq_len,
         "tie_word_embeddings": config.tie_embeddings, "num_attention_heads": config.n_heads,
         "intermediate_size": config.d_hidden, "use_parallel_residual": config.parallel_residual,
         "attention_bias": config.attention_bias, "layer_norm_eps": config.norm_eps,
         "rotary_pct": config.rotary_fraction, "rotary_emb_base": config.rotary_theta,
-        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": config.rotary_fraction,
-                            "rope_theta": config.rotary_theta},
+        "rope_parameters": {**rope_of(config.rotary_theta, config.rotary_scaling),
+                            "partial_rotary_factor": config.rotary_fraction},
         "bos_token_id": config.bos_id, "eos_token_id": one_or_several(config.end_ids)}
 
 
 GPT_NEOX = Family(
-    family="gpt_neox", model_types=("gpt_neox",), config_of=_config_of, tree_of=_tree_of, names=NAMES,
+    family="gpt_neox", model_types=("gpt_neox",), config_of=_config_of, tree_of=_tree_of,
+    names=lambda _: NAMES,
     renamed={r"^lm_head\.": "embed_out."},
     ignored=lambda config: {**IGNORED, **(TIED if config.tie_embeddings else {})})

@@ -27,6 +27,15 @@ END = "eos_token_id"
 # Token ids in config.json, and their names in our configurations.
 IDS = {"bos_token_id": ("bos_id",), "decoder_start_token_id": ("start_id",), END: ("end_id", "end_ids")}
 Tree = dict[str, Any]
+# Activations of feed-forward networks: their names → ours.
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+               "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+THEIR_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
+# Tensors of multimodal networks: the text decoder's prefixes, and the parts that are not read.
+TEXT_DECODER = {r"^model\.language_model\.": "model.", r"^language_model\.model\.": "model.",
+                r"^language_model\.lm_head\.": "lm_head."}
+IMAGE_PARTS = {r"^(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|multi_modal_projector)\.":
+               "part of the image or audio encoder"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Family:
         model_types: accepted values of `model_type` in config.json; the first is written.
         config_of: (their configuration, tensors) → our settings; may raise InputError and KeyError.
         tree_of: our configuration → theirs.
-        names: our names → theirs.
+        names: our configuration → the map of our names to theirs.
         renamed: patterns in the tensor names of other versions → replacement.
         ignored: our configuration → patterns of tensors that are not needed, with the reason.
     """
@@ -47,7 +56,7 @@ class Family:
     model_types: tuple[str, ...]
     config_of: Callable[[Tree, Mapping[str, Tensor]], Tree]
     tree_of: Callable[[Any], Tree]
-    names: Names
+    names: Callable[[Any], Names]
     renamed: Mapping[str, str]
     ignored: Callable[[Any], Mapping[str, str]]
 
@@ -164,7 +173,7 @@ def read(family: Family, config: Any, shapes: Mapping[str, Shape], tensors: Mapp
     Raises:
         InputError: the tensors do not fit the configuration.
     """
-    links = mapping.link(family.names, shapes, source)
+    links = mapping.link(family.names(config), shapes, source)
     mapping.check(links, {name: tensor.shape for name, tensor in tensors.items()}, family.ignored(config),
                   source)
     return mapping.to_ours(links, tensors)
@@ -184,7 +193,7 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
     Raises:
         OSError: the directory cannot be written.
     """
-    links = mapping.link(family.names, {name: array.shape for name, array in arrays.items()})
+    links = mapping.link(family.names(config), {name: array.shape for name, array in arrays.items()})
     tensors = mapping.to_theirs(links, arrays)
     if dtype is not None:
         tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
@@ -198,6 +207,46 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
 def several_ids(ids: Any) -> list[int]:
     """The ids of `eos_token_id`, which may be one number, a list, or null."""
     return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+
+
+def text_config(tree: Tree) -> Tree:
+    """The configuration of the text decoder: a section of a multimodal network's config.json, or all of it.
+
+    Raises:
+        InputError: the section is invalid, or contradicts the network on whether embeddings are tied.
+    """
+    if "text_config" not in tree:
+        return tree
+    ends, key = tree.get(END), "tie_word_embeddings"
+    part = object_under(tree, "text_config")
+    if (outer := tree.get(key, True)) != (inner := part.get(key, True)):
+        raise InputError(f"text_config.{key}: expected {outer}, the value of {key}, found {inner}")
+    return {**part, **({} if ends is None else {END: ends})}
+
+
+def layer_kinds(tree: Tree, kinds: tuple[str, ...]) -> list[str] | None:
+    """The kind of each layer, from layer_types: sliding or full; None without this key.
+
+    Raises:
+        InputError: there are other kinds than `kinds`, or another number of them than of layers.
+    """
+    theirs = tree.get("layer_types")
+    if theirs is None:
+        return None
+    if not isinstance(theirs, list):
+        raise InputError(f"layer_types: expected a list, found {kind(theirs)}")
+    names = {f"{name}_attention": name for name in kinds}
+    if unknown := [layer_type for layer_type in theirs if layer_type not in names]:
+        raise InputError(f"layer_types: expected {' or '.join(names)}, found {unknown[0]}")
+    if (n_layers := value_or(tree, "num_hidden_layers", len(theirs))) != len(theirs):
+        raise InputError(f"num_hidden_layers: expected {len(theirs)}, the length of layer_types, "
+                         f"found {n_layers}")
+    return [names[layer_type] for layer_type in theirs]
+
+
+def their_layer_types(kinds: Iterable[str]) -> list[str]:
+    """The inverse of `layer_kinds`."""
+    return [f"{kind}_attention" for kind in kinds]
 
 
 def value_or(tree: Tree, key: str, default: Any) -> Any:

@@ -8,14 +8,23 @@ from typing import Any
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.json_text import object_under
 from tilelli_jax.io.tensors import Tensor
-from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, several_ids, value_or
+from tilelli_jax.pretrained.hugging_face import (
+    ACTIVATIONS,
+    THEIR_ACTIVATIONS,
+    Family,
+    Tree,
+    is_tied,
+    several_ids,
+    value_or,
+)
 from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
 TOKENIZER = "MeanScaleUniformBins"
 TABLE, UNEMBED = "shared.weight", "lm_head.weight"
 
 
-def _names() -> Names:
+def _names(up: str) -> Names:
+    """The name map; `up` is the name of the map into the hidden layer: wi, or wi_1 beside a gate."""
     names = {"embed.kernel": Theirs(TABLE), "unembed.kernel": transposed(UNEMBED)}
     for part, mlp in (("encoder", 1), ("decoder", 2)):
         bias = f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -31,7 +40,8 @@ def _names() -> Names:
                       transposed(f"{theirs}{layer}.{module}.{letter}.weight")
                       for mine, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))}
         names |= {f"{ours}norm2.scale": Theirs(f"{theirs}{mlp}.layer_norm.weight"),
-                  f"{ours}mlp.up.kernel": transposed(f"{theirs}{mlp}.DenseReluDense.wi.weight"),
+                  f"{ours}mlp.gate.kernel": transposed(f"{theirs}{mlp}.DenseReluDense.wi_0.weight"),
+                  f"{ours}mlp.up.kernel": transposed(f"{theirs}{mlp}.DenseReluDense.{up}.weight"),
                   f"{ours}mlp.down.kernel": transposed(f"{theirs}{mlp}.DenseReluDense.wo.weight")}
     return names
 
@@ -40,16 +50,12 @@ IGNORED = {r"^(encoder|decoder)\.embed_tokens\.weight$": "the same table as shar
            r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias": "never used"}
 TIED = {r"^lm_head\.weight$": "the same table as shared.weight"}
 TIE, SCALE = "tie_word_embeddings", "scale_decoder_outputs"
-# transformers derives the last two from the first, but uses their values if present.
-_FEED_FORWARD = {"feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False}
 _ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads",
             "head_dim": "d_kv"}
 
 
 def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
-    for key, expected in _FEED_FORWARD.items():
-        if tree.get(key, expected) != expected:
-            raise InputError(f"{key}: expected {expected}, found {tree[key]}")
+    activation, gated = _feed_forward(tree)
     for alias, key in _ALIASES.items():
         if tree.get(alias, tree[key]) != tree[key]:
             raise InputError(f"{alias}: expected the {tree[key]} of {key}, found {tree[alias]}")
@@ -61,6 +67,7 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
         "vocab_size": tree["vocab_size"], "d_model": tree["d_model"], "n_layers": tree["num_layers"],
         "n_decoder_layers": value_or(tree, "num_decoder_layers", tree["num_layers"]),
         "n_heads": tree["num_heads"], "d_head": tree["d_kv"], "d_hidden": tree["d_ff"],
+        "activation": activation, "gated": gated,
         "n_buckets": tree["relative_attention_num_buckets"],
         "max_distance": tree.get("relative_attention_max_distance", 128),
         "norm_eps": float(tree.get("layer_norm_epsilon", 1e-6)),
@@ -68,6 +75,25 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
         "tie_embeddings": is_tied(tensors, TABLE, UNEMBED), "scale_decoder_outputs": _scaled(tree),
         "start_id": value_or(tree, "decoder_start_token_id", 0), "end_id": _end(tree.get("eos_token_id", 1)),
         "chronos": None if chronos is None else _chronos_of(chronos)}
+
+
+def _feed_forward(tree: Tree) -> tuple[str, bool]:
+    """The activation, and whether it is gated. transformers derives dense_act_fn and is_gated_act from
+    feed_forward_proj, but uses their values if present."""
+    stated = value_or(tree, "feed_forward_proj", "relu")
+    gate, _, name = str(stated).rpartition("-")
+    if gate not in ("", "gated"):
+        raise InputError("feed_forward_proj: expected an activation, or gated- and one, "
+                         f"found {stated!r:.40}")
+    default = "gelu_new" if stated == "gated-gelu" else name
+    activation = value_or(tree, "dense_act_fn", default)
+    if activation not in ACTIVATIONS:
+        key = "dense_act_fn" if tree.get("dense_act_fn") is not None else "feed_forward_proj"
+        raise InputError(f"{key}: expected one of {', '.join(ACTIVATIONS)}, found {activation!r:.40}")
+    gated = value_or(tree, "is_gated_act", gate == "gated")
+    if not isinstance(gated, bool):
+        raise InputError(f"is_gated_act: expected true or false, found {gated!r:.40}")
+    return ACTIVATIONS[activation], gated
 
 
 def _scaled(tree: Tree) -> bool:
@@ -109,7 +135,8 @@ def _tree_of(config: Any) -> Tree:
         **{name: getattr(config.chronos, name) for name in _CHRONOS if "limit" not in name}}}
     return {
         "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
-        "feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False,
+        "feed_forward_proj": _their_feed_forward(config), "is_gated_act": config.gated,
+        "dense_act_fn": THEIR_ACTIVATIONS[config.activation],
         "vocab_size": config.vocab_size, "d_model": config.d_model, "num_layers": config.n_layers,
         "num_decoder_layers": config.n_decoder_layers, "num_heads": config.n_heads, "d_kv": config.d_head,
         "d_ff": config.d_hidden, "relative_attention_num_buckets": config.n_buckets,
@@ -119,6 +146,14 @@ def _tree_of(config: Any) -> Tree:
         **(chronos or {})}
 
 
+def _their_feed_forward(config: Any) -> str:
+    name = THEIR_ACTIVATIONS[config.activation]
+    if not config.gated:
+        return name
+    return "gated-gelu" if name == "gelu_new" else f"gated-{name}"
+
+
 T5 = Family(
-    family="t5", model_types=("t5",), config_of=_config_of, tree_of=_tree_of, names=_names(), renamed={},
+    family="t5", model_types=("t5",), config_of=_config_of, tree_of=_tree_of,
+    names=lambda config: _names("wi_1" if config.gated else "wi"), renamed={},
     ignored=lambda config: {**IGNORED, **(TIED if config.tie_embeddings else {})})

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tilelli_jax.estimators.sae import Codes, TopKSAE
+from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.nn.hooks import Tap, check_hook
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.scoring import Text, score
@@ -38,7 +38,7 @@ def reconstructed(sae: TopKSAE, value: jax.Array, patch: Patch) -> jax.Array:
     """
     codes = sae.encode(value.astype(jnp.float32))
     intact = codes.latents != patch.latent[:, None, None]
-    reconstruction = sae.decode(Codes(jnp.where(intact, codes.values, 0.0), codes.latents))
+    reconstruction = sae.decode(codes._replace(values=jnp.where(intact, codes.values, 0.0)))
     reconstruction = jnp.where(patch.latent[:, None, None] == EVERYTHING, 0.0, reconstruction)
     positions = jnp.arange(value.shape[1])
     selected = (positions >= patch.start[:, None]) & (positions < patch.stop[:, None])

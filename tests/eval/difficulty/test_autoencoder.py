@@ -48,7 +48,16 @@ def test_the_bias_of_random_weights_is_the_mean_of_all_rows(tmp_path: Path) -> N
     rows = open_activations(tmp_path / "rows")
     assert [len(block) for block in rows.blocks()] == [8192, 1]
     sae = store.build(SAEConfig(d_model=2, n_latents=4, k=1), 0)
-    assert np.asarray(_random_sae(sae, rows).bias).tolist() == [2.0, 1.0]
+    assert np.asarray(_random_sae(sae, rows, 3.2).bias).tolist() == [2.0, 1.0]
+
+
+def test_random_weights_have_the_k_of_the_autoencoder_or_its_mean_l0(tmp_path: Path) -> None:
+    write_activations(tmp_path / "rows", [np.ones((3, 2), np.float32)], {})
+    rows = open_activations(tmp_path / "rows")
+    for config, k in ((SAEConfig(d_model=2, n_latents=4, k=2), 2),
+                      (SAEConfig(d_model=2, n_latents=4, k=0, activation="jumprelu"), 3)):
+        assert _random_sae(store.build(config, 0), rows, 3.2).config == dataclasses.replace(
+            config, activation="topk", k=k)
 
 
 def test_the_layer_replaces_its_name_in_the_path() -> None:

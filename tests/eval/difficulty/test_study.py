@@ -270,7 +270,7 @@ def test_unsuitable_autoencoders_are_rejected(kind: str, message: str, place: Pa
     ({"extract": {"layers": [2]}}, "extract.layers: expected 0 to 1, found 2"),
     ({"extract": {"layers": [1], "hook": "embed"}}, "extract.hook: expected one of"),
     ({"network": {"path": "nowhere"}},
-     "network.path: nowhere: expected the directory of a network, found nothing"),
+     "network.path: nowhere: no such file or directory"),
     ({"sae": {"path": "runs/{x}-{layer}"}}, "runs/{x}-1"), ({"sae": {"path": "a{"}}, "a{"),
     ({"network": {}}, "network.path: expected a network's directory, or train"),
     ({"cascade": {"large": 0.5}}, "cascade.large: expected more than small"),

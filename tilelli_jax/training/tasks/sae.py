@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tilelli_jax.data.activations import Activations, open_activations, training_rows
+from tilelli_jax.config.schema import TYPE_NAMES
+from tilelli_jax.data.activations import INDEX, Activations, open_activations, training_rows
 from tilelli_jax.data.reading import check_batches
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
@@ -24,6 +26,34 @@ from tilelli_jax.training.tasks.base import Task
 from tilelli_jax.training.tasks.sae_loss import AutoencoderLoss, geometric_median
 
 CENTER_ROWS = 16_384  # most training rows that initialise the decoder's bias
+# What a directory of activations states about them, under the names of the autoencoder's configuration.
+PROVENANCE = {"source_model": str, "hook": str, "layer": int, "prepend_bos": bool, "context_size": int,
+              "dataset": str}
+
+
+def with_provenance(config: ExperimentConfig) -> ExperimentConfig:
+    """Returns the configuration of a run with the provenance of its activations in that of the autoencoder.
+
+    The provenance is the network, hook and layer, and the texts, as far as the activations state them.
+    Without an autoencoder, the configuration is unchanged.
+
+    Raises:
+        InputError: the activations are unreadable, or state another value than the configuration.
+    """
+    model, section = config.model, config.activations
+    if not isinstance(model, SAEConfig) or section is None or not section.source:
+        return config
+    info, index = open_activations(section.source).info, f"{section.source}/{INDEX}"
+    stated = {key: info[key] for key in PROVENANCE if info.get(key) is not None}
+    for key, value in stated.items():
+        if type(value) is not PROVENANCE[key]:
+            raise InputError(f"{index}: info.{key}: expected {TYPE_NAMES[PROVENANCE[key]]}, found {value!r}")
+        if getattr(model, key) not in (getattr(SAEConfig, key), value):
+            raise InputError(f"model.{key}: expected {value}, as in {index}, found {getattr(model, key)}")
+    try:
+        return dataclasses.replace(config, model=dataclasses.replace(model, **stated))
+    except InputError as error:
+        raise InputError(f"{index}: info.{error}") from None
 
 
 class AutoencoderTask(Task):

@@ -63,10 +63,15 @@ class AutoencoderLoss(Loss):
     Loss state: `silent` int32 `[n_latents]`, activations since a latent was last active.
 
     Raises:
-        InputError: the prefixes are not increasing, or one is not below the number of latents.
+        InputError: the autoencoder is of a kind that cannot be trained; the prefixes are not increasing, or
+            one is not below the number of latents.
     """
 
     def __init__(self, config: SAEConfig, objective: SAELossConfig, *, batch_size: int, steps: int):
+        for key, kinds in (("activation", ("topk", "batch_topk")), ("input_norm", ("none",))):
+            if getattr(config, key) not in kinds:
+                raise InputError(f"model.{key}: expected {' or '.join(kinds)}, which can be trained, found "
+                                 f"{getattr(config, key)}")
         sizes = (0, *objective.prefixes, config.n_latents)
         if any(size >= following for size, following in itertools.pairwise(sizes)):
             raise InputError(f"sae.prefixes: expected increasing numbers from 1 to below n_latents "

@@ -1,0 +1,1 @@
+"""Benchmark tasks of lm_eval (EleutherAI's Language Model Evaluation Harness)."""

@@ -1,0 +1,393 @@
+"""GGUF files, written as llama.cpp does, hold the networks of their Hugging Face directories."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tilelli_jax.convert.command import main as convert
+
+import tilelli_jax
+from tests.error_lines import assert_one_line
+from tests.extras import needs_transformers
+from tests.gguf_files import ROUNDED, permuted, write_gguf
+from tests.models.test_llama import GEMMA3, LINEAR, LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3, YARN
+from tests.reference_impl.comparison import assert_same_weights
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax.errors import InputError
+from tilelli_jax.loading.store import from_arrays
+from tilelli_jax.pretrained import gguf as reading
+from tilelli_jax.pretrained.gguf import read_gguf
+
+pytest.importorskip("gguf", reason="gguf (extra: gguf) is not installed")
+import gguf
+
+SIX = (*("sliding",) * 5, "full")
+PUBLISHED = replace(LLAMA3, original_len=8192)
+CONFIGS: dict[str, Any] = {
+    "llama": LLAMA,
+    "llama: biases, untied": replace(LLAMA, attention_bias=True, mlp_bias=True, tie_embeddings=False),
+    "llama: as many key heads, odd sizes": replace(
+        LLAMA, d_model=15, n_heads=3, n_kv_heads=3, d_head=10, d_hidden=13, layers=("full",) * 3),
+    "llama: llama3": replace(LLAMA, d_head=8, rotary_theta=500000.0, rotary_scaling=PUBLISHED),
+    "llama: yarn": replace(LLAMA, rotary_scaling=YARN, norm_eps=1e-6),
+    "llama: linear": replace(LLAMA, rotary_scaling=LINEAR, rotary_theta=1e6),
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen2: untied, yarn, one end": replace(QWEN2, tie_embeddings=False, rotary_scaling=YARN, end_ids=(3,)),
+    "qwen3": replace(QWEN3, bos_id=None),
+    "qwen3: untied": replace(QWEN3, tie_embeddings=False, n_kv_heads=1),
+    "gemma3": replace(GEMMA3, query_scale=6, layers=("sliding",) * 2, rotary_theta=99.0),
+    "gemma3: linear in full layers": replace(GEMMA3, query_scale=6, layers=SIX, n_kv_heads=1,
+                                             rotary_scaling=LINEAR),
+}
+FIRST = ("llama: biases, untied", "mistral", "qwen2", "qwen3", "gemma3: linear in full layers")
+BLOCKS = replace(LLAMA, d_model=256, d_hidden=256, n_heads=4, n_kv_heads=2, d_head=6)
+# Where a block has its half-precision factors; all other bytes may have any value.
+FACTORS = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82),
+           "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+
+
+def write_directory(path: Path, config: Any, format: str = "F32") -> Path:
+    """A Hugging Face directory whose weights the format holds exactly, and whose scales are exact plus 1."""
+    arrays = {}
+    for name, array in random_network(config, 0)[1].items():
+        if name.endswith("scale"):
+            arrays[name] = np.round(array * 256) / 256
+        elif name.endswith("bias"):
+            arrays[name] = array
+        else:
+            arrays[name] = array.astype(ROUNDED[format]).astype(np.float32)
+    from_arrays(config, arrays).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_directory(tmp_path_factory.mktemp("llama"), LLAMA)
+
+
+@pytest.fixture(scope="module")
+def content(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file with arrays of texts and of numbers in its metadata."""
+    arrays = {"test.texts": ["a", "bc"], "test.numbers": [1, 2]}
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "a.gguf", llama, metadata=arrays).read_bytes()
+
+
+@pytest.mark.parametrize("name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.exhaustive)
+                                  for name in CONFIGS])
+def test_files_hold_the_network_of_the_directory(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    source = write_directory(tmp_path / "directory", config)
+    loaded = tilelli_jax.load(write_gguf(tmp_path / "network.gguf", source))
+    assert loaded.config == config
+    assert_same_weights(loaded, tilelli_jax.load(source))
+
+
+@pytest.mark.parametrize("format", ["F16", "BF16"])
+def test_half_precision_is_exact(format: str, tmp_path: Path) -> None:
+    source = write_directory(tmp_path / "directory", LLAMA, format)
+    path = write_gguf(tmp_path / "network.gguf", source, format=format)
+    assert_same_weights(tilelli_jax.load(path), tilelli_jax.load(source))
+    file = read_gguf(path)
+    assert (file.formats["model.embed_tokens.weight"], file.formats["model.norm.weight"]) == (format, "F32")
+    table = file.tensors["model.embed_tokens.weight"]
+    assert table.dtype == table.read().dtype == ROUNDED[format]
+
+
+def random_blocks(format: str, rows: int, width: int, seed: int = 0) -> np.ndarray:
+    """Random bytes with factors of usual sizes: `[rows, bytes of a row]`."""
+    rng = np.random.default_rng(seed)
+    n, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format]]
+    blocks = rng.integers(0, 256, (rows * width // n, size), dtype=np.uint8)
+    for place in FACTORS[format]:
+        factors = rng.standard_normal((len(blocks), 1)).astype(np.float16)
+        blocks[:, place:place + 2] = factors.view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def transformers_decoder() -> Any:
+    """A module of transformers, without the rest of that package, whose import takes seconds."""
+    spec = importlib.util.find_spec("transformers")
+    path = Path(spec.origin).parent / "integrations" / "gguf" / "dequant.py" if spec and spec.origin else None
+    if path is None or not path.is_file():
+        pytest.skip("transformers with a decoder of GGUF (extra: hf) is not installed")
+    spec = importlib.util.spec_from_file_location("transformers_dequant", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def decoded(format: str, stored: np.ndarray) -> np.ndarray:
+    """The numbers, by another decoder: transformers', or for Q5_0 and Q5_1 the definition."""
+    if format not in ("Q5_0", "Q5_1"):
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed here (extra: torch)")
+        kind = gguf.GGMLQuantizationType[format].value
+        numbers = transformers_decoder().dequantize(torch.from_numpy(stored.reshape(-1)), kind)
+        return numbers.numpy().reshape(len(stored), -1)
+    n_factors = len(FACTORS[format])
+    blocks = stored.reshape(-1, 2 * n_factors + 20)
+    factors = blocks[:, :2 * n_factors].copy().view(np.float16).astype(np.float32)
+    fifth = blocks[:, 2 * n_factors:][:, :4].copy().view("<u4")
+    numbers = np.empty((len(blocks), 32), np.float32)
+    for i in range(32):
+        byte = blocks[:, 2 * n_factors + 4 + i % 16].astype(np.uint32)
+        number = ((byte >> (4 if i >= 16 else 0)) & 15) | (((fifth[:, 0] >> i) & 1) << 4)
+        numbers[:, i] = number.astype(np.float32) - (16 if format == "Q5_0" else 0)
+    numbers = factors[:, :1] * numbers + (factors[:, 1:] if format == "Q5_1" else 0)
+    return numbers.reshape(len(stored), -1)
+
+
+@pytest.mark.parametrize("format", FACTORS)
+def test_blocks_are_decoded_a_part_at_a_time(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                             ) -> None:
+    """A table of several parts, rows that llama.cpp permutes, and others."""
+    source = write_directory(tmp_path / "directory", BLOCKS)
+    stored = {name: random_blocks(format, rows, 256, i) for i, (name, rows) in enumerate(
+        {"token_embd": 61, "blk.0.attn_q": 24, "blk.1.attn_k": 12, "blk.1.ffn_down": 256}.items())}
+    path = write_gguf(tmp_path / "network.gguf", source, tensors={
+        f"{name}.weight": (blocks, format) for name, blocks in stored.items()})
+    monkeypatch.setattr(reading, "_BLOCK", 256 * 15)
+    file = read_gguf(path)
+    sizes = {"model.embed_tokens": [15] * 4 + [1], "model.layers.0.self_attn.q_proj": [12, 12],
+             "model.layers.1.self_attn.k_proj": [12], "model.layers.1.mlp.down_proj": [15] * 17 + [1]}
+    for (name, blocks), (theirs, parts) in zip(stored.items(), sizes.items(), strict=True):
+        expected = decoded(format, blocks)
+        if heads := {"blk.0.attn_q": 4, "blk.1.attn_k": 2}.get(name):
+            in_order = np.empty_like(expected)
+            in_order[permuted(np.arange(len(expected)), heads)] = expected
+            expected = in_order
+        tensor = file.tensors[f"{theirs}.weight"]
+        assert [len(part) for part in tensor.parts()] == parts and tensor.shape == expected.shape
+        assert tensor.read().dtype == np.float32 and file.formats[f"{theirs}.weight"] == format
+        # a product of three numbers and a difference
+        np.testing.assert_allclose(tensor.read(), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+
+def test_plain_tensors_are_read_a_part_at_a_time(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                 ) -> None:
+    path = write_gguf(tmp_path / "network.gguf", llama)
+    whole = {name: tensor.read() for name, tensor in read_gguf(path).tensors.items()}
+    monkeypatch.setattr(reading, "_BLOCK", 24 * 7)
+    for name, tensor in read_gguf(path).tensors.items():
+        parts = list(tensor.parts())
+        assert max(part.size for part in parts) <= 24 * 7 and (len(parts) > 1 or tensor.shape[0] <= 24)
+        np.testing.assert_array_equal(np.concatenate(parts), whole[name])
+
+
+def test_the_file_reader_of_gguf_agrees(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(content)
+    theirs, ours = gguf.GGUFReader(tmp_path / "a.gguf"), read_gguf(tmp_path / "a.gguf")
+    assert ours.metadata == {name: field.contents() for name, field in theirs.fields.items()
+                             if not name.startswith("GGUF.")}
+    assert len(ours.tensors) == len(theirs.tensors)
+
+
+def config_of(path: Path, source: Path, **changes: Any) -> Any:
+    return read_gguf(write_gguf(path / "a.gguf", source, **changes)).config
+
+
+def test_settings_of_other_writers(llama: Path, tmp_path: Path) -> None:
+    """Keys that a file may leave out, and those that llama.cpp reads besides its converter's."""
+    scaling = "llama.rope.scaling."
+    every_key_head = write_directory(tmp_path / "directory", replace(LLAMA, n_kv_heads=4))
+    tree = config_of(tmp_path, every_key_head, metadata=dict.fromkeys((
+        "llama.attention.head_count_kv", "llama.attention.key_length", "llama.attention.value_length",
+        "llama.rope.dimension_count", "llama.rope.freq_base", "tokenizer.ggml.eot_token_id")) | {
+            f"{scaling}factor": 2.5})
+    assert (tree["num_key_value_heads"], tree["head_dim"], tree["eos_token_id"]) == (4, 6, [2])
+    assert tree["rope_parameters"] == {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.5}
+    tree = config_of(tmp_path, llama, metadata={"llama.rope.scale_linear": 2.0})
+    assert tree["rope_parameters"]["factor"] == 2.0
+    tree = config_of(tmp_path, llama, metadata={f"{scaling}type": "none", f"{scaling}factor": 2.0})
+    assert tree["rope_parameters"]["rope_type"] == "default"
+    yarn = {f"{scaling}type": "yarn", f"{scaling}factor": 4.0}
+    rope = config_of(tmp_path, llama, metadata=yarn)["rope_parameters"]
+    assert rope["original_max_position_embeddings"] == 64 and "attention_factor" not in rope
+    rope = config_of(tmp_path, llama, metadata=yarn | {f"{scaling}attn_factor": 2.0})["rope_parameters"]
+    assert rope["attention_factor"] == pytest.approx(2 * (0.1 * np.log(4) + 1))
+
+
+def test_layers_of_gemma(tmp_path: Path) -> None:
+    source = write_directory(tmp_path / "directory", replace(GEMMA3, query_scale=6, layers=SIX))
+    config = tilelli_jax.load(write_gguf(tmp_path / "a.gguf", source, metadata={
+        "gemma3.attention.sliding_window": None})).config
+    assert config.layers == ("full",) * 6
+    tree = config_of(tmp_path, source, metadata={"gemma3.block_count": 62, "gemma3.attention.head_count": 8})
+    assert tree["query_pre_attn_scalar"] == 3  # the 27B divides by the width of the network's heads
+    assert config_of(tmp_path, source)["query_pre_attn_scalar"] == 6
+
+
+Q8_K = (np.zeros((61, 292), np.uint8), "Q8_K")
+# Changes of the metadata and the tensors → parts of the message.
+MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "architecture": ({"general.architecture": "mamba"}, {}, (
+        "general.architecture: expected one of llama, qwen2, qwen3, gemma3, found 'mamba'",)),
+    "no architecture": ({"general.architecture": None}, {}, ("general.architecture: expected", "found None")),
+    "no width": ({"llama.embedding_length": None}, {}, ("expected the key llama.embedding_length",)),
+    "no epsilon": ({"llama.attention.layer_norm_rms_epsilon": None}, {}, (
+        "expected the key llama.attention.layer_norm_rms_epsilon",)),
+    "heads per layer": ({"llama.attention.head_count": [4, 4]}, {}, (
+        "llama.attention.head_count: expected a number > 0, found [4, 4]",)),
+    "no heads": ({"llama.attention.head_count": 0}, {}, ("head_count: expected a number > 0, found 0",)),
+    "a text": ({"llama.block_count": "two"}, {}, ("llama.block_count: expected a number > 0, found 'two'",)),
+    "experts": ({"llama.expert_count": 8}, {}, ("llama.expert_count: expected 0, found 8",)),
+    "soft caps": ({"llama.final_logit_softcapping": 30.0}, {}, (
+        "llama.final_logit_softcapping: expected 0, found 30.0",)),
+    "value heads": ({"llama.attention.value_length": 8}, {}, (
+        "llama.attention.value_length: expected 6, the width of a head, found 8",)),
+    "partly rotated": ({"llama.rope.dimension_count": 4}, {}, ("llama.rope.dimension_count: expected 6",)),
+    "split": ({"split.count": 3}, {}, ("split.count", "one of 3 parts", "llama-gguf-split --merge")),
+    "scaling": ({"llama.rope.scaling.type": "longrope"}, {}, (
+        "llama.rope.scaling.type: expected none, linear or yarn, found 'longrope'",)),
+    "no factor": ({"llama.rope.scaling.type": "yarn"}, {}, ("expected the key llama.rope.scaling.factor",)),
+    "extrapolation": ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0,
+                       "llama.rope.scaling.yarn_ext_factor": 0.5}, {}, (
+        "llama.rope.scaling.yarn_ext_factor: expected 1, found 0.5",)),
+    "divisors": ({}, {"rope_freqs.weight": np.array([1, 2, 8], np.float32)}, (
+        "rope_freqs.weight: expected the divisors of Llama 3.1's rotary scaling",)),
+    "divisors of 0": ({}, {"rope_freqs.weight": np.zeros(3, np.float32)}, ("rope_freqs.weight: expected",)),
+    "four divisors": ({}, {"rope_freqs.weight": np.ones(4, np.float32)}, ("rope_freqs.weight: expected",)),
+    "heads that do not divide": ({"llama.attention.head_count": 5}, {}, (
+        "blk.0.attn_q.weight: expected a multiple of 10 rows, found 24",)),
+    "key heads that do not divide": ({"llama.attention.head_count_kv": 5}, {}, (
+        "blk.0.attn_k.weight: expected a multiple of 10 rows, found 12",)),
+    "no table": ({}, {"token_embd.weight": None}, ("expected the tensor token_embd.weight",)),
+    "tokens": ({"tokenizer.ggml.tokens": ["a"] * 62}, {}, (
+        "tokenizer.ggml.tokens: expected at most 61 tokens, the rows of token_embd.weight, found 62",)),
+    "format": ({}, {"token_embd.weight": Q8_K}, (
+        "token_embd.weight: its format Q8_K cannot be decoded by the installed version of gguf",)),
+    "tensor missing": ({}, {"blk.1.ffn_up.weight": None}, ("missing: model.layers.1.mlp.up_proj.weight",)),
+    "tensor unknown": ({}, {"blk.1.ffn_sub_norm.weight": np.ones(24, np.float32)}, (
+        "not known: blk.1.ffn_sub_norm.weight",)),
+    "layers": ({"llama.block_count": 3}, {}, ("missing: model.layers.2.",)),
+    "shape": ({}, {"blk.1.ffn_norm.weight": np.ones(23, np.float32)}, (
+        "model.layers.1.post_attention_layernorm.weight (23,) instead of (24,)",)),
+    "end": ({"tokenizer.ggml.eos_token_id": 61}, {}, ("eos_token_id: expected ids of the vocabulary",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_nothing_is_written(mistake: str, llama: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    metadata, tensors, parts = MISTAKES[mistake]
+    path = write_gguf(tmp_path / "a.gguf", llama, metadata=metadata, tensors=tensors)
+    capsys.readouterr()  # the writer prints
+    assert convert([str(path), str(tmp_path / "out")]) == 2
+    assert_one_line(capsys.readouterr().err, str(path), *parts)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.gguf"]
+    raises_error(lambda: tilelli_jax.load(path), str(path), *parts)
+
+
+def raises_error(call: Callable[[], Any], *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        call()
+    assert_one_line(f"error: {caught.value}\n", *parts)
+    assert str(caught.value).startswith(parts[0]) and str(caught.value).count(parts[0]) == 1
+
+
+FOREIGN = {
+    "empty": (b"", "not a GGUF file: expected b'GGUF' at its start, found b''"),
+    "foreign": (b"PK-- and more", "not a GGUF file: expected b'GGUF' at its start, found b'PK--'"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
+    "version 1": (b"GGUF" + (1).to_bytes(4, "little"), "version: expected one of 2, 3, found 1"),
+    "big-endian": (b"GGUF" + (3).to_bytes(4, "big") + bytes(16), "version: expected one of 2, 3"),
+    "many tensors": (b"GGUF" + (3).to_bytes(4, "little") + (1 << 60).to_bytes(8, "little") + bytes(8) +
+                     bytes(1000), "not a complete GGUF file"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_files_are_refused(kind: str, tmp_path: Path) -> None:
+    content, message = FOREIGN[kind]
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content)
+    raises_error(lambda: read_gguf(path), f"{path}: {message}")
+
+
+def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
+    raises_error(lambda: read_gguf(tmp_path / "a.gguf"), str(tmp_path / "a.gguf"), "no such file")
+    raises_error(lambda: read_gguf(tmp_path), str(tmp_path), "expected a regular file, found a directory")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_truncated_files_are_refused(data: st.DataObject, content: bytes, tmp_path: Path) -> None:
+    length = data.draw(st.integers(4, len(content) - 40))  # up to 31 bytes after the last tensor are padding
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content[:length])
+    raises_error(lambda: read_gguf(path), f"{path}: not a complete GGUF file: ")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_headers_are_read_or_refused(data: st.DataObject, content: bytes, tmp_path: Path) -> None:
+    """One line for whatever the bytes are, and no endless reading."""
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(4, 3000))
+        damaged[place:place + 8] = data.draw(st.one_of(
+            st.binary(min_size=8, max_size=8), st.sampled_from([b"\xff" * 8, bytes(8), b"\0" * 7 + b"\x10"])))
+    path = tmp_path / "a.gguf"
+    path.write_bytes(damaged)
+    try:
+        file = read_gguf(path)
+        for tensor in file.tensors.values():
+            tensor.read()
+    except InputError as error:
+        assert_one_line(f"error: {error}\n", str(path))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("key", ["test.texts", "test.numbers"])
+@pytest.mark.parametrize("length", [1 << 60, 1 << 33])
+def test_arrays_longer_than_the_file_are_refused(key: str, length: int, content: bytes, tmp_path: Path
+                                                 ) -> None:
+    place = content.index(key.encode()) + len(key) + 8  # after the types of the value and its elements
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content[:place] + length.to_bytes(8, "little") + content[place + 8:])
+    raises_error(lambda: read_gguf(path), f"{path}: not a complete GGUF file: its header ends early")
+
+
+def test_gguf_is_required(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.gguf").write_bytes(content)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    raises_error(lambda: read_gguf(tmp_path / "a.gguf"), str(tmp_path), "a.gguf: reading it needs gguf: "
+                 "pip install 'tilelli_jax[gguf]'")
+
+
+def test_a_file_that_shrinks_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content)
+    tensors = read_gguf(path).tensors
+    path.write_bytes(content[:len(content) // 2])
+    raises_error(lambda: [tensor.read() for tensor in tensors.values()], str(path), "the file ends before it")
+
+
+@needs_transformers
+def test_convert(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file becomes the model directory that the Hugging Face directory becomes, and goes back."""
+    path = write_gguf(tmp_path / "a.gguf", llama, format="F16")
+    capsys.readouterr()
+    assert convert(["--inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("model.layers.1.self_attn.k_proj.weight"))
+    assert row.split()[1:3] == ["12×24", "F16"] and "blocks.1.attention.key.kernel" in row
+    assert any(line.split()[:3] == ["model.norm.weight", "24", "F32"] for line in lines)
+    assert "family llama; configuration:" in lines and f"{path}: 20 tensors" in "\n".join(lines)
+
+    exact = write_gguf(tmp_path / "b.gguf", llama)
+    assert convert([str(exact), str(tmp_path / "out")]) == 0
+    assert_same_weights(tilelli_jax.load(tmp_path / "out"), tilelli_jax.load(llama))
+    assert tilelli_jax.load(tmp_path / "out").config == LLAMA
+    assert convert([str(tmp_path / "out"), str(tmp_path / "back"), "--to", "torch"]) == 0
+    files = [(path / "model.safetensors").read_bytes() for path in (llama, tmp_path / "back")]
+    assert files[0] == files[1]

@@ -1,0 +1,17 @@
+"""SmolLM2's GGUF file for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.smollm2 import NotAvailable, gguf_path
+
+
+def smollm2_file() -> Path:
+    """The path of the file; skips the test if it cannot be downloaded."""
+    try:
+        return gguf_path()
+    except NotAvailable as error:
+        pytest.skip(str(error))
