@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,10 +35,10 @@ from bench.pretrained import (
     transformers_decoding,
     transformers_forward,
 )
+from bench.smollm2_file import gguf_path
 from tilelli_jax.cli.tables import table
 from tilelli_jax.loading.language import load
 from tilelli_jax.models.decoder import ComputeConfig
-from tools.smollm2 import gguf_path
 
 BATCHES, TIME, PROMPT = (1, 8), 256, 64
 VARIANTS = ("eager", "sdpa")
@@ -77,7 +77,7 @@ def theirs_of(path: Path, attention: str, dtype: str) -> Any:
     return model
 
 
-def compare(dtype: str, ours: Path, theirs: Path, rounds: int, print_line: Callable[[str], None]) -> None:
+def compare(dtype: Literal["float32", "bfloat16"], ours: Path, theirs: Path, rounds: int, print_line: Callable[[str], None]) -> None:
     model = load(ours, ComputeConfig(dtype=dtype), param_dtype=dtype)
     networks = {name: theirs_of(theirs, name, dtype) for name in VARIANTS}
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (max(BATCHES), TIME))
@@ -150,7 +150,8 @@ def main() -> None:
         ours, theirs = directories(Path(name))
         print_line(f"{machine()}, transformers {transformers.__version__}; SmolLM2-135M-Instruct, "
                    f"{options.rounds} alternating rounds")
-        for dtype in ("float32", "bfloat16"):
+        types: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+        for dtype in types:
             compare(dtype, ours, theirs, options.rounds, print_line)
         memory(ours, print_line)
         first_token({"model directory": ours, "GGUF file": gguf_path()}, print_line, Path(name))

@@ -106,7 +106,7 @@ def tokenizer_files(max_len: int) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json of the tokenizer whose 256 ids are the bytes of UTF-8."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     letters = byte_letters()
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.smollm2 import NotAvailable, gguf_path
+from bench.smollm2_file import NotAvailable, gguf_path
 
 
 def smollm2_file() -> Path:

@@ -63,7 +63,7 @@ class ChronosData:
         return len(self.windows.starts)
 
     def open(self, config: NetworkConfig, path: str) -> Chronos:
-        network = load(path, self.config.compute, self.mesh)
+        network = load(path, self.config.compute, mesh=self.mesh)
         if not isinstance(network, FlaxT5ForConditionalGeneration):
             raise InputError(f"{path}: expected a Chronos model, found family {network.config.family}")
         if network.config.chronos is None:

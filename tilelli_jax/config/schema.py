@@ -58,7 +58,8 @@ class Section:
             bounds = field.metadata["bounds"]
             kinds = [type(number) for number in (field.default, value)
                      if isinstance(number, int | float) and not isinstance(number, bool)]
-            if not kinds or (value is None and type(None) in options_of(hints_of(type(self))[field.name])):
+            cls: Any = type(self)
+            if not kinds or (value is None and type(None) in options_of(hints_of(cls)[field.name])):
                 continue
             whole = kinds[0] is int
             kind: Any = numbers.Integral if whole else numbers.Real

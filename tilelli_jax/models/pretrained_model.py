@@ -47,7 +47,7 @@ class PretrainedModel(nnx.Module):
                                    param_dtype, mesh, config_source=f"{path / hugging_face.CONFIG}")
 
     @classmethod
-    def from_checkpoint(cls, tree: hugging_face.Tree, tensors: Mapping[str, Tensor], source: str,
+    def from_checkpoint(cls, tree: dict[str, Any], tensors: Mapping[str, Tensor], source: str,
                         compute: ComputeConfig | None = None, param_dtype: ParamType = "float32",
                         mesh: Mesh | None = None, *, config_source: str = "") -> Self:
         """Builds the network from the content of a Hugging Face checkpoint; see `from_pretrained`.

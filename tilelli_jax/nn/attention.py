@@ -195,7 +195,8 @@ class GroupedQueryAttention(nnx.Module):
         self.key = make(d_model, n_kv_heads * d_head, bias=bias)
         self.value = make(d_model, n_kv_heads * d_head, bias=bias)
         self.out = make(n_heads * d_head, d_model, bias=out_bias)
-        self.query_norm, self.key_norm = (None, None) if norm is None else (norm(), norm())
+        self.query_norm: Any = None if norm is None else norm()
+        self.key_norm: Any = None if norm is None else norm()
         self.d_head, self.scale, self.dtype = d_head, scale, dtype
 
     @jax.named_scope("attention")
@@ -227,7 +228,7 @@ class GroupedQueryAttention(nnx.Module):
         """Queries `[batch, time, heads, d_head]`, and keys and values `[batch, kv_heads, time, d_head]`."""
         query, key, value = (y.reshape(*y.shape[:2], -1, self.d_head)
                              for y in (self.query(x), self.key(x), self.value(x)))
-        if self.query_norm is not None and self.key_norm is not None:
+        if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = (rotate(y, positions, kind.inverse_frequencies, kind.amplitude) for y in (query, key))
         return query, KeyCache(swap(key), swap(value))

@@ -84,6 +84,7 @@ def _byte_level(metadata: Mapping[str, Any]) -> Any:
     tokenizer = Tokenizer(models.BPE(
         {token: i for i, token in enumerate(metadata[f"{_KEY}tokens"])},
         [tuple(merge.split(" ")) for merge in metadata[f"{_KEY}merges"]], ignore_merges=pre in WHOLE_TOKENS))
+    first: list[Any]
     if pre in SPLITS:
         first = [pre_tokenizers.Split(Regex(SPLITS[pre]), behavior="isolated")]
     else:
