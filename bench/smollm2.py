@@ -77,7 +77,8 @@ def theirs_of(path: Path, attention: str, dtype: str) -> Any:
     return model
 
 
-def compare(dtype: Literal["float32", "bfloat16"], ours: Path, theirs: Path, rounds: int, print_line: Callable[[str], None]) -> None:
+def compare(dtype: Literal["float32", "bfloat16"], ours: Path, theirs: Path, rounds: int,
+            print_line: Callable[[str], None]) -> None:
     model = load(ours, ComputeConfig(dtype=dtype), param_dtype=dtype)
     networks = {name: theirs_of(theirs, name, dtype) for name in VARIANTS}
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (max(BATCHES), TIME))
