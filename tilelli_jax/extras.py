@@ -9,7 +9,7 @@ from tilelli_jax.errors import InputError
 # Import name of a package → the extra of pyproject.toml that installs it.
 EXTRA = {
     "datasets": "hf", "huggingface_hub": "hf", "jinja2": "hf", "tokenizers": "hf", "transformers": "hf",
-    "torch": "torch",
+    "accelerate": "torch", "torch": "torch",
     "gguf": "gguf", "lm_eval": "lm-eval", "gradio": "app", "plotly": "app", "pyarrow": "eval",
     "scipy": "eval", "sklearn": "eval", "statsmodels": "eval", "tensorboardX": "tensorboard",
     "wandb": "wandb", "libtpu": "tpu",

@@ -123,8 +123,8 @@ def test_a_section_with_overrides(text: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_a_section_is_checked_before_any_work(tmp_path: Path) -> None:
     for section, message in (
-            (NetworkConfig(path=str(tmp_path / "none")), f"base.path: {tmp_path / 'none'}: expected the "
-             "directory of a network, found nothing; download"),
+            (NetworkConfig(path=str(tmp_path / "none")),
+             f"base.path: {tmp_path / 'none'}: no such file or directory"),
             (NetworkConfig(path=str(tmp_path), tokenizer="nowhere"),
              "base.tokenizer: nowhere: expected a tokenizer, found"),
             (NetworkConfig(train="nowhere.yaml"), "base: nowhere.yaml: no such file"),

@@ -225,7 +225,7 @@ def test_the_small_run(autoencoders: Path, tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "210 train items, 72 test items, 29.2% of them hard" in out
     assert "P2_cheap_raw  0.522 [0.383, 0.669]" in out and "17 of 41" in out
-    assert "P3_cheap_sae − P2_cheap_raw: -0.040 [-0.202, 0.116]" in out
+    assert "P3_cheap_sae − P2_cheap_raw: −0.040 [−0.202, 0.116]" in out
 
 
 def test_causal_effects_of_the_small_run(autoencoders: Path, tmp_path: Path,
@@ -236,7 +236,7 @@ def test_causal_effects_of_the_small_run(autoencoders: Path, tmp_path: Path,
         name = f"causal_ablation_{positions}.json"
         result = json.loads((tmp_path / name).read_text())
         assert_same(result, published_json(f"tiny_world/res/squad_allpos/{name}"))
-    summary = "causal, all: reconstruction 0.004 [-0.011, 0.018] nats, 0 of 5 intervals"
+    summary = "causal, all: reconstruction 0.004 [−0.011, 0.018] nats, 0 of 5 intervals"
     assert summary in capsys.readouterr().out
 
 
