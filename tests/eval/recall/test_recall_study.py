@@ -327,8 +327,8 @@ def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
     assert_one_line(rejected("--config", config), str(other), "model.safetensors is missing")
     config = write(tmp_path / "c.yaml", options(
         place, tmp_path / "c", network={"path": str(tmp_path / "none")}))
-    assert_one_line(rejected("--config", config), f"network.path: {tmp_path / 'none'}: expected the "
-                    "directory of a network, found nothing")
+    assert_one_line(rejected("--config", config),
+                    f"network.path: {tmp_path / 'none'}: no such file or directory")
     assert not (tmp_path / "c").exists()
     # Questions that are all in one group, and questions that are all unknown.
     rows = [{"question": f"w{i} w{i // 2}", "answers": "w1", "group": "same"} for i in range(80)]
