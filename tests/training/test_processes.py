@@ -126,11 +126,11 @@ def test_two_processes_resume_the_run_of_one(by_one, by_two):
 def test_two_processes_agree_on_a_budget(command, launch, tmp_path):
     """Each measures its own speed; the first decides."""
     run_dir = tmp_path / "run"
-    process = launch(command(run_dir, "train.minutes=0.3", "train.steps=60"))
+    process = launch(command(run_dir, "train.minutes=2", "train.steps=60"))
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     steps = json.loads((run_dir / "budget.json").read_text())["steps"]
-    assert f"0.3 minutes: {steps} updates at " in out and list(losses(run_dir)) == list(range(1, steps + 1))
+    assert f"2 minutes: {steps} updates at " in out and list(losses(run_dir)) == list(range(1, steps + 1))
 
 
 @pytest.mark.exhaustive
