@@ -12,6 +12,7 @@ import logging
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ DIVERGED = 3  # exit status: resuming from the last checkpoint would diverge aga
 def main(argv: Sequence[str]) -> int:
     for name in ("absl", "asyncio"):  # errors of Orbax's threads, which are also raised here
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of Orbax's tasks that end with such an error.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     options = _options(argv)
     program_cache.enable()
     if options.distributed:

@@ -33,7 +33,7 @@ from tilelli_jax.models.vanilla import VanillaConfig
 
 OUT = "out out/*"
 NO_MODEL = "nowhere: not a model directory"  # error on an empty directory, which the study opens last
-N = 64  # questions
+N = 80  # questions
 WORDS = [f"w{i}" for i in range(20)]
 LANGUAGE = GPTNeoXConfig(vocab_size=len(WORDS) + 3, d_model=8, n_layers=4, n_heads=2, d_hidden=8)
 BYTES = VanillaConfig(d_model=8, n_layers=4, max_seq_len=64, n_heads=2, dense_expand=1)

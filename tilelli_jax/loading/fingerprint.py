@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tilelli_jax.errors import InputError
@@ -26,6 +27,8 @@ def network_fingerprint(path: Path, tokenizer: str = "") -> str:
         InputError: a file cannot be read.
     """
     path = local_path(path)
+    if path.is_dir() and not os.path.lexists(path / CONFIG):
+        raise InputError(f"{path}: not a model directory: {CONFIG} is missing")
     try:
         files = [path] if path.is_file() else sorted({path / CONFIG, *(file for file in path.iterdir()
                                          if file.suffix in SUFFIXES and file.name != ABSTAIN_RULE)})
