@@ -88,7 +88,7 @@ DIFFICULTY = (
     STUDY("difficulty, autoencoder", argv="--config study.yaml --stage sae", mutated="sae sae/*", inputs=30),
     *(STUDY(f"difficulty, stages, {stage}", argv=f"--config study.yaml --stage {stage}", mutated=STAGES,
             inputs=30) for stage in ("calibrate", "cascade", "causal")),
-    STUDY("difficulty, another study", argv="--config study.yaml --stage synthesize other_studies=[another]",
+    STUDY("difficulty, another study", argv="--config study.yaml other_studies=[another]",
           mutated="another another/results.json", inputs=30))
 
 # --- The published protocol ----------------------------------------------------------------------
