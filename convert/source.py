@@ -25,7 +25,8 @@ from tilelli_jax.io.tensors import (
     read_file,
     read_weight_map,
 )
-from tilelli_jax.pretrained.gguf import is_gguf, read_gguf
+from tilelli_jax.pretrained.gguf import read_gguf
+from tilelli_jax.pretrained.gguf_file import is_gguf
 from tilelli_jax.pretrained.gguf_tokenizer import tokenizer_files
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
 

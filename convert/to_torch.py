@@ -25,8 +25,8 @@ from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
 
-from . import checkpoint
-from .families import lrd, sae, tilelli, vanilla
+from . import checkpoint, to_saelens
+from .families import lrd, sae_layouts, tilelli, vanilla
 from .families.common import PARTS
 from .plan import Plan, shapes
 from .source import Source, companions_of, lexists, read_companions
@@ -68,7 +68,7 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
     check_floats(arrays, str(source))
     match _output_format(config, out, to, str(source)):
         case "saelens" | "sparsify":
-            sae.write_directory(to, config, arrays, out)
+            to_saelens.write_directory(to, config, arrays, out)
         case "hugging_face":
             saved = _read_record(source, config)
             others = read_companions(companions_of(source))
@@ -163,7 +163,7 @@ def _layout(config: Any, saved: Mapping[str, Any] | None) -> Layout:
     """The layout of the file that was converted, if there is a record, else the family's."""
     config_entry = {} if config.family in ("sae", "lrd") else {"config": _config_tree(config)}
     if saved is None:
-        fixed_names: dict[str, Any] = {"vanilla": vanilla.NAMES, "sae": sae.NAMES, "lrd": lrd.NAMES}
+        fixed_names: dict[str, Any] = {"vanilla": vanilla.NAMES, "sae": sae_layouts.NAMES, "lrd": lrd.NAMES}
         names = (fixed_names[config.family] if config.family in fixed_names else tilelli.names_of(config))
         return Layout(names, "" if config.family == "sae" else "state_dict", config_entry)
     if saved["config_key"] and config.family != "lrd":

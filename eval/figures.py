@@ -23,7 +23,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
            "#6A3D9A", "#7F7F7F", "#8B4513")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "d", "8", "*")
-MAX_INTERVALS = 2  # curves of one figure whose intervals can be told apart
+MAX_INTERVALS = 2  # curves of one figure whose intervals can be distinguished
 UNIT_LIMITS = (-0.03, 1.03)  # of an axis from 0 to 1: markers at its ends are not cut
 LEGEND_ROW = 0.19  # inches
 

@@ -13,7 +13,6 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.io.json_text import as_expected
 
 from .. import cascade, conclusions, figures, metrics, selective
-from ..conclusions import FEW
 from ..document import Document
 from ..stages import RESULTS, read_result
 from ..stats import Interval
@@ -101,7 +100,7 @@ def synthesis_rows(study_results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 continue
             exceeding = sum(e["exceeds_controls"] for e in effects["chosen"].values())
             row[f"causal, {positions}"] = (
-                f"{0 if probe['groups'] < FEW else exceeding} of {len(effects['chosen'])}")
+                f"{0 if probe['groups'] < conclusions.FEW else exceeding} of {len(effects['chosen'])}")
         row["fraction of oracle gain"] = _interval(results["selective"]["rungs"][best]["fraction_of_oracle"])
         routed = results.get("cascade", {"rungs": {}})["rungs"].get(best, {})
         row["cascade − random"] = _interval(routed.get("0.25"))
@@ -174,7 +173,7 @@ def conclusions_of(results: Mapping[str, Any]) -> list[str]:
     rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
     area = rungs[best]
     assert area is not None
-    few = probe["groups"] < FEW
+    few = probe["groups"] < conclusions.FEW
     sentences = [f"`{best}`, preferred by cross-validation among P1 to P5, has AUROC "
                  f"{conclusions.format_interval(area)}: "
                  f"{conclusions.compare_with_chance(area, probe['groups'])}."]
@@ -396,6 +395,6 @@ def _interval(tree: Mapping[str, Any] | None) -> Interval | None:
 def summary(rows: Sequence[Mapping[str, Any]], config: DifficultyConfig) -> list[list[str]]:
     """Returns the summary table that the command prints: header and one row per layer."""
     head = ["layer", "P1 cheap", "P2 + raw", "P3 + latents", "latents − raw"]
-    rows_of_study = rows[:len(config.extract.layers)]
-    return [head, *([str(row["layer"]), *("–" if row[name] is None else conclusions.format_interval(row[name])
-                                          for name in head[1:])] for row in rows_of_study)]
+    return [head, *(
+        [str(row["layer"]), *("–" if row[name] is None else conclusions.format_interval(row[name])
+                              for name in head[1:])] for row in rows[:len(config.extract.layers)])]

@@ -19,7 +19,7 @@ from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.sources import local_path
-from tilelli_jax.pretrained.gguf import is_gguf
+from tilelli_jax.pretrained.gguf_file import is_gguf
 from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.run import FREE_KEYS, RunDirectory
 

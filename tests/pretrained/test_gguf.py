@@ -24,7 +24,7 @@ from tests.reference_impl.comparison import assert_same_weights
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.store import from_arrays
-from tilelli_jax.pretrained import gguf as reading
+from tilelli_jax.pretrained import gguf_file
 from tilelli_jax.pretrained.gguf import read_gguf
 
 pytest.importorskip("gguf", reason="gguf (extra: gguf) is not installed")
@@ -155,7 +155,7 @@ def test_blocks_are_decoded_a_part_at_a_time(format: str, tmp_path: Path, monkey
         {"token_embd": 61, "blk.0.attn_q": 24, "blk.1.attn_k": 12, "blk.1.ffn_down": 256}.items())}
     path = write_gguf(tmp_path / "network.gguf", source, tensors={
         f"{name}.weight": (blocks, format) for name, blocks in stored.items()})
-    monkeypatch.setattr(reading, "_BLOCK", 256 * 15)
+    monkeypatch.setattr(gguf_file, "_BLOCK", 256 * 15)
     file = read_gguf(path)
     sizes = {"model.embed_tokens": [15] * 4 + [1], "model.layers.0.self_attn.q_proj": [12, 12],
              "model.layers.1.self_attn.k_proj": [12], "model.layers.1.mlp.down_proj": [15] * 17 + [1]}
@@ -176,7 +176,7 @@ def test_plain_tensors_are_read_a_part_at_a_time(llama: Path, tmp_path: Path, mo
                                                  ) -> None:
     path = write_gguf(tmp_path / "network.gguf", llama)
     whole = {name: tensor.read() for name, tensor in read_gguf(path).tensors.items()}
-    monkeypatch.setattr(reading, "_BLOCK", 24 * 7)
+    monkeypatch.setattr(gguf_file, "_BLOCK", 24 * 7)
     for name, tensor in read_gguf(path).tensors.items():
         parts = list(tensor.parts())
         assert max(part.size for part in parts) <= 24 * 7 and (len(parts) > 1 or tensor.shape[0] <= 24)

@@ -20,7 +20,8 @@ from tilelli_jax.models.arrays import ParamType
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.parallel.sharding import Mesh
-from tilelli_jax.pretrained.gguf import GGUF, is_gguf, read_gguf
+from tilelli_jax.pretrained.gguf import GGUF, read_gguf
+from tilelli_jax.pretrained.gguf_file import is_gguf
 from tilelli_jax.pretrained.gguf_tokenizer import TOKENIZER, TOKENIZER_CONFIG, tokenizer_files
 
 SPECIAL_TOKENS = "special_tokens_map.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
-from tilelli_jax.models.llama import Kind, layer_kinds
+from tilelli_jax.models.llama import Kind, LlamaBlock, layer_kinds
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.rotary_scaling import RotaryScaling
 from tilelli_jax.nn.attention import GroupedQueryAttention, LayerKind
 from tilelli_jax.nn.dense import GatedFeedForward
-from tilelli_jax.nn.hooks import OFF, Recorded, Tap
+from tilelli_jax.nn.hooks import Recorded, Tap
 from tilelli_jax.nn.norm import RMSNorm
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.pretrained.gemma3 import GEMMA3
@@ -67,7 +67,7 @@ class Gemma3Config(Section):
         return len(self.layers)
 
 
-class Gemma3Block(nnx.Module):
+class Gemma3Block(LlamaBlock):
     """x ← x + norm(attention(norm(x))); x ← x + norm(MLP(norm(x))), with a GELU-gated MLP.
 
     The norms' factor is 1 + `scale`.
@@ -82,19 +82,6 @@ class Gemma3Block(nnx.Module):
             bias=config.attention_bias, out_bias=config.attention_bias,
             norm=functools.partial(norm, config.d_head), dtype=dtype, rngs=rngs)
         self.mlp = GatedFeedForward(config.d_model, config.d_hidden, Quantizer(), dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array, tap: Tap, kind: LayerKind) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → same shape. Hooks: attn_out, resid_mid, mlp_write."""
-        recorded: Recorded = {}
-        return self._join(x, self.attention(self.norm1(x), kind), tap, recorded), recorded
-
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, kind: LayerKind) -> tuple[jax.Array, Any]:
-        y, cache = self.attention.prefill(self.norm1(x), lengths, size, kind)
-        return self._join(x, y, OFF, {}), cache
-
-    def step(self, x: jax.Array, cache: Any, position: jax.Array, kind: LayerKind) -> tuple[jax.Array, Any]:
-        y, cache = self.attention.step(self.norm1(x), cache, position, kind)
-        return self._join(x, y, OFF, {}), cache
 
     def _join(self, x: jax.Array, attended: jax.Array, tap: Tap, recorded: Recorded) -> jax.Array:
         x = tap("resid_mid", x + tap("attn_out", self.attention_norm(attended), recorded), recorded)

@@ -17,7 +17,8 @@ from tilelli_jax.models.arrays import ParamType, abstract_arrays, check_sizes, f
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.pretrained import hugging_face
-from tilelli_jax.pretrained.gguf import is_gguf, read_gguf
+from tilelli_jax.pretrained.gguf import read_gguf
+from tilelli_jax.pretrained.gguf_file import is_gguf
 from tilelli_jax.pretrained.hugging_face import Family
 
 
