@@ -1,9 +1,10 @@
-"""Compiles a run's training step for a TPU slice without using one, and reports what it needs.
+"""Compiles programs for a TPU slice without using one, and reports what they need.
 
     tilelli launch-check --topology v5e:2x4 --config FILE [key=value …]
 
-Prints memory per device, a step's collectives and floating-point operations. Needs the extra `tpu` (the TPU
-compiler); runs on any Linux x86 CPU.
+The program is a run's training step; with --inference, the pass over a batch of prompts and the decoding
+step of a network. Prints memory per device, collectives and floating-point operations. Needs the extra `tpu`
+(the TPU compiler); runs on any Linux x86 CPU.
 """
 
 from __future__ import annotations
@@ -18,18 +19,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tilelli_jax import config as config_lib
 from tilelli_jax import extras
 from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.loading import store
+from tilelli_jax.models import freeze
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.gemma3 import Gemma3Config
+from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.parallel.collectives import Collectives, read_collectives
-from tilelli_jax.parallel.sharding import batch_devices, batch_spec, make_mesh
+from tilelli_jax.parallel.sharding import (
+    BATCH,
+    MeshConfig,
+    batch_devices,
+    batch_spec,
+    make_mesh,
+    tree_shardings,
+)
 from tilelli_jax.training.config import ExperimentConfig
-from tilelli_jax.training.flops import peak_flops, train_flops_per_token
+from tilelli_jax.training.flops import inference_flops, peak_flops, train_flops_per_token
 from tilelli_jax.training.step import make_training
 from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
@@ -40,11 +56,35 @@ HBM = {"TPU v4": 32 * GIB, "TPU v5 lite": 16 * GIB, "TPU v5": 95 * GIB, "TPU v6 
        "TPU7x": 96 * GIB}
 
 
+# Bytes per second that one JAX device reads from it, from the vendor's data sheets.
+BANDWIDTH = {"TPU v4": 1228e9, "TPU v5 lite": 819e9, "TPU v5": 2765e9, "TPU v6 lite": 1640e9,
+             "TPU7x": 7380e9 / 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig(Section):
+    """A network and the shape of the batches that it is asked."""
+
+    model: LlamaConfig | Gemma3Config = setting(LlamaConfig(), "the network")
+    compute: ComputeConfig = setting(
+        ComputeConfig(dtype="bfloat16"), "how the network is computed; weights are stored in compute.dtype")
+    mesh: MeshConfig = setting(MeshConfig(), "the devices")
+    batch_size: int = setting(8, "prompts in a batch, over all devices", min=1)
+    prompt: int = setting(2048, "tokens of a prompt", min=1)
+    context: int = setting(4096, "tokens that the caches hold: the prompt and its continuation", min=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context < self.prompt:
+            raise InputError(f"context: expected at least the {self.prompt} tokens of a prompt, "
+                             f"found {self.context}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Resources of a compiled step: bytes per device, and operations of the whole slice."""
+    """Resources of a compiled program: bytes per device, and operations of the whole slice."""
 
-    config: str
+    name: str
     topology: str
     devices: int
     device_kind: str
@@ -56,8 +96,9 @@ class Report:
     program: int
     hbm: int | None
     collectives: list[Collectives]
-    step_flops: float
-    peak_seconds: float | None  # time of step_flops at the devices' peak FLOP/s; None if unknown
+    flops: float
+    peak_seconds: float | None  # time of flops at the devices' peak FLOP/s; None if unknown
+    read_seconds: float | None  # time to read the arguments once from the devices' memory; None if unknown
     compile_seconds: float
 
     @property
@@ -74,20 +115,23 @@ def main(argv: Sequence[str]) -> int:
                         help="TPU slice, e.g. v5e:2x4, v5p:2x2x2, v6e:4x4; may be repeated")
     parser.add_argument("--config", required=True, action="append", metavar="FILE",
                         help="YAML file of settings, or the name of a shipped one; may be repeated")
+    parser.add_argument("--inference", action="store_true",
+                        help="the configurations are of inference: compile the pass over a batch of prompts "
+                             "and the decoding step instead of a training step")
     parser.add_argument("--markdown", action="store_true",
-                        help="print a Markdown table with a row per topology and config")
+                        help="print a Markdown table with a row per topology and program")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help="settings that override the file's, as for tilelli train")
+                        help="settings that override the file's, e.g. mesh.tensor=8")
     options = parser.parse_intermixed_args(argv)
-    configs = {path: config_lib.load(ExperimentConfig, path, options.overrides)
-               for path in options.config}
+    kind: Any = InferenceConfig if options.inference else ExperimentConfig
+    configs = {path: config_lib.load(kind, path, options.overrides) for path in options.config}
     if options.markdown:
         print(markdown_head(), flush=True)
     for topology in options.topology:
         devices = topology_devices(topology)
         for path, config in configs.items():
-            report = check(config, Path(path).stem, topology, devices)
-            print(markdown_row(report) if options.markdown else text(report), flush=True)
+            for report in check(config, Path(path).name.removesuffix(".yaml"), topology, devices):
+                print(markdown_row(report) if options.markdown else text(report), flush=True)
     return 0
 
 
@@ -117,46 +161,103 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise InputError(f"{needed}, in an environment separate from that for CPU or GPU: {error}") from None
 
 
-def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.Device]) -> Report:
-    """Compiles the training step of `config` for these devices and reports its resources.
+def check(config: ExperimentConfig | InferenceConfig, name: str, topology: str,
+          devices: list[jax.Device]) -> list[Report]:
+    """Compiles the programs of `config` for these devices and reports their resources.
+
+    They are the training step, or the pass over the prompts and the decoding step.
 
     Raises:
-        InputError: the mesh or the batch does not fit the slice, or the step does not fit its memory.
+        InputError: the mesh or the batch does not fit the slice, or a program does not fit its memory.
     """
-    if isinstance(config.model, SAEConfig):
-        raise InputError(f"{name}: model.family: expected a network for text, found sae")
-    if config.chat is not None:
-        raise InputError(f"{name}: chat: expected a run that trains on text, found a section chat")
     try:
         mesh = make_mesh(config.mesh, devices)
-        config.train.check_shared(batch_devices(mesh))
+        if isinstance(config, InferenceConfig):
+            return _check_inference(config, name, topology, mesh)
+        return [_check_training(config, name, topology, mesh)]
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+
+
+def _check_training(config: ExperimentConfig, name: str, topology: str, mesh: Mesh) -> Report:
+    if isinstance(config.model, SAEConfig):
+        raise InputError("model.family: expected a network for text, found sae")
+    if config.chat is not None:
+        raise InputError("chat: expected a run that trains on text, found a section chat")
+    config.train.check_shared(batch_devices(mesh))
     parts, rows = config.train.accumulate, config.train.batch_size // config.train.accumulate
     batch = jax.ShapeDtypeStruct((parts, rows, config.train.seq_len + 1), np.uint8,
                                  sharding=NamedSharding(mesh, batch_spec(3, axis=1)))
-    started = time.monotonic()
     training = make_training(config.model, config.compute, config.optimizer, steps=config.train.steps,
                              loss=NextByteLoss(config.train.load_balance_weight), seed=config.seed, mesh=mesh)
-    step: Any = training.update
+    tokens = config.train.batch_size * config.train.seq_len
+    return _compiled(name, topology, mesh, training.update,
+                     (training.abstract_state, {"bytes": batch}, np.int32(0)),
+                     tokens * train_flops_per_token(config.model, config.train.seq_len))
+
+
+def _check_inference(config: InferenceConfig, name: str, topology: str, mesh: Mesh) -> list[Report]:
+    if config.batch_size % batch_devices(mesh):
+        raise InputError(f"batch_size: expected a multiple of the {batch_devices(mesh)} devices that share a "
+                         f"batch (mesh.data × mesh.fsdp), found {config.batch_size}")
+    model = nnx.eval_shape(lambda: freeze(store.build(config.model, 0, config.compute)))
+    graph, params = nnx.split(model)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.compute.dtype), params)
+    params = _placed(params, tree_shardings(params, mesh))
+
+    def of_batch(*shape: int) -> jax.ShapeDtypeStruct:
+        """Ids or lengths of a batch."""
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, batch_spec(len(shape))))
+
+    def prefill(params: Any, ids: jax.Array, lengths: jax.Array) -> Any:
+        return nnx.merge(graph, params).prefill(ids, lengths, config.context)
+
+    def step(params: Any, ids: jax.Array, caches: Any, position: jax.Array) -> Any:
+        return nnx.merge(graph, params).step(ids, caches, position)
+
+    ids, row = of_batch(config.batch_size, config.prompt), of_batch(config.batch_size)
+    _, caches = jax.eval_shape(prefill, params, ids, row)
+    # Entries `[batch, heads, slots, d_head]`: heads are split as the columns of their kernels.
+    heads = "tensor" if config.model.n_kv_heads % mesh.shape["tensor"] == 0 else None
+    of_caches = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(BATCH, heads, None, None)), caches)
+    caches = _placed(caches, of_caches)
+    def compiled(part: str, program: Any, arguments: tuple[Any, ...], new: int, context: int) -> Report:
+        flops = config.batch_size * inference_flops(config.model, new, context)
+        return _compiled(f"{name}: {part}", topology, mesh, program, arguments, flops)
+
+    return [compiled("prompts", jax.jit(prefill, out_shardings=(None, of_caches)), (params, ids, row),
+                     config.prompt, config.prompt),
+            compiled("decoding", jax.jit(step, donate_argnums=2, out_shardings=(None, of_caches)),
+                     (params, row, caches, row), 1, config.context)]
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    """Abstract arrays with these shardings."""
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree,
+                        shardings)
+
+
+def _compiled(name: str, topology: str, mesh: Mesh, program: Any, arguments: tuple[Any, ...],
+              flops: float) -> Report:
+    """Compiles a jitted program for the devices of a mesh."""
+    started = time.monotonic()
     with jax.set_mesh(mesh):
         try:
-            compiled = step.lower(training.abstract_state, {"bytes": batch}, np.int32(0)).compile()
+            compiled = program.lower(*arguments).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise InputError(f"{name} does not fit {topology}: {str(error).splitlines()[0]}") from None
-    memory = compiled.memory_analysis()
-    tokens = config.train.batch_size * config.train.seq_len
-    step_flops = tokens * train_flops_per_token(config.model, config.train.seq_len)
-    peak = peak_flops(devices[0])
+            raise InputError(f"does not fit {topology}: {str(error).splitlines()[0]}") from None
+    memory, device = compiled.memory_analysis(), mesh.devices.flat[0]
+    peak, bandwidth = peak_flops(device), BANDWIDTH.get(device.device_kind)
     return Report(
-        config=name, topology=topology, devices=len(devices), device_kind=devices[0].device_kind,
+        name=name, topology=topology, devices=mesh.size, device_kind=device.device_kind,
         mesh=dict(mesh.shape), arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes, aliased=memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes, program=memory.generated_code_size_in_bytes,
-        hbm=HBM.get(devices[0].device_kind), collectives=read_collectives(compiled.as_text()),
-        step_flops=step_flops, peak_seconds=step_flops / peak / len(devices) if peak else None,
+        hbm=HBM.get(device.device_kind), collectives=read_collectives(compiled.as_text()),
+        flops=flops, peak_seconds=flops / peak / mesh.size if peak else None,
+        read_seconds=memory.argument_size_in_bytes / bandwidth if bandwidth else None,
         compile_seconds=time.monotonic() - started)
 
 
@@ -169,30 +270,32 @@ def text(report: Report) -> str:
     hbm = f" of {_size(report.hbm)}" if report.hbm else ""
     peak = (f", at least {1e3 * report.peak_seconds:.3g} ms at these devices' peak FLOP/s"
             if report.peak_seconds else "")
+    read = f" ({1e3 * report.read_seconds:.3g} ms to read them once)" if report.read_seconds else ""
     lines = [
-        f"{report.config} on {report.topology}: {report.devices} × {report.device_kind}, mesh {mesh} "
+        f"{report.name} on {report.topology}: {report.devices} × {report.device_kind}, mesh {mesh} "
         f"(compiled in {report.compile_seconds:.0f} s)",
-        f"  memory per device     {_size(report.total)}{hbm}: arguments {_size(report.arguments)}, "
+        f"  memory per device     {_size(report.total)}{hbm}: arguments {_size(report.arguments)}{read}, "
         f"outputs {_size(report.outputs)} ({_size(report.aliased)} of them in donated arguments), "
         f"temporary {_size(report.temporary)}, program {_size(report.program)}",
-        f"  collectives per step  {_collectives(report) or 'none'}",
-        f"  operations per step   {report.step_flops:.3g} FLOPs by formula{peak}"]
+        f"  collectives           {_collectives(report) or 'none'}",
+        f"  operations            {report.flops:.3g} FLOPs by formula{peak}"]
     return "\n".join(lines)
 
 
 def markdown_head() -> str:
-    return ("| config | slice | mesh d·f·t | arguments | outputs | temporary | total per device "
-            "| collectives per step: count, bytes | FLOPs per step | time at peak |\n"
+    return ("| program | slice | mesh d·f·t | arguments | outputs | temporary | total per device "
+            "| collectives: count, bytes | FLOPs | least time: FLOPs / reading |\n"
             "|---|---|---|---|---|---|---|---|---|---|")
 
 
 def markdown_row(report: Report) -> str:
     fraction = f" ({report.total / report.hbm:.1%})" if report.hbm else ""
-    peak = f"{1e3 * report.peak_seconds:.3g} ms" if report.peak_seconds else "unknown"
-    cells = (report.config, report.topology, "·".join(map(str, report.mesh.values())),
+    times = report.peak_seconds, report.read_seconds
+    least = " / ".join(f"{1e3 * seconds:.3g} ms" if seconds else "unknown" for seconds in times)
+    cells = (report.name, report.topology, "·".join(map(str, report.mesh.values())),
              _size(report.arguments), _size(report.outputs), _size(report.temporary),
              _size(report.total) + fraction, _collectives(report) or "none",
-             f"{report.step_flops:.3g}", peak)
+             f"{report.flops:.3g}", least)
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,4 +1,4 @@
-"""Model FLOP utilisation (MFU): a training step's operations by formula, and devices' peak FLOP/s."""
+"""Operations of training and inference by formula, and devices' peak FLOP/s: model FLOP utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 from tilelli_jax.models import ModelConfig
+from tilelli_jax.models.gemma3 import Gemma3Config
+from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
@@ -60,6 +62,25 @@ def train_flops_per_token(config: ModelConfig, seq_len: int | None = None) -> fl
                           else _vanilla_block(config, time))
     unembed = config.vocab_size * config.d_model
     return 6.0 * (config.n_layers * weights + unembed) + config.n_layers * attention
+
+
+def inference_flops(config: LlamaConfig | Gemma3Config, new: int, context: int) -> float:
+    """Returns the floating-point operations for the last `new` of `context` tokens, the others being cached.
+
+    Counted as in `train_flops_per_token`, forward only: 2 per weight and token, and per layer and visible key
+    4 · n_heads · d_head. Logits are computed for the last token.
+    """
+    d, heads = config.d_model, config.n_heads * config.d_head
+    block = d * (2 * heads + 2 * config.n_kv_heads * config.d_head) + 3 * d * config.d_hidden
+
+    def visible(window: int | None) -> float:
+        """The number of keys, summed over the new tokens."""
+        def up_to(time: int) -> float:
+            return time * _mean_keys(time, min(time, window or time)) if time else 0.0
+        return up_to(context) - up_to(context - new)
+
+    keys = sum(visible(config.window if kind == "sliding" else None) for kind in config.layers)
+    return 2.0 * (new * config.n_layers * block + config.vocab_size * d) + 4.0 * heads * keys
 
 
 def peak_flops(device: Any) -> float | None:
