@@ -207,7 +207,7 @@ def _tensor(path: Path, fake: Any, torch: Any) -> Tensor:
             file.seek(start)
             numbers = np.fromfile(file, dtype, length)
         if len(numbers) != length:
-            raise InputError(f"{path}: the file ends before the end of one of its tensors")
+            raise InputError(f"{path}: truncated inside a tensor")
         yield np.lib.stride_tricks.as_strided(numbers, shape, strides)
 
     return Tensor(shape, dtype, parts)

@@ -2,9 +2,9 @@
 
     tilelli convert SOURCE OUT                   SOURCE: a .pt file, a Hugging Face directory, a .gguf,
                                                  or the directory of an autoencoder
-    tilelli convert MODEL_DIR OUT --to torch     OUT: a .pt file for routed, vanilla, sae and lrd, a Hugging
-                                                 Face directory for all other families
-    tilelli convert MODEL_DIR OUT --to hf        for transformers: a byte-level network of this library
+    tilelli convert MODEL_DIR OUT --to hf        OUT: a Hugging Face directory, which transformers loads
+    tilelli convert MODEL_DIR OUT --to torch     the original layout: a .pt file for routed, vanilla, sae and
+                                                 lrd, else a Hugging Face directory
     tilelli convert MODEL_DIR OUT --to saelens   for an autoencoder; also --to sparsify
     tilelli convert --inspect SOURCE             lists its tensors and what they would become
 """
@@ -66,9 +66,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="setting of the network's configuration that SOURCE does not specify")
     parser.add_argument("--to", choices=("torch", "hf", *AUTOENCODERS),
-                        help="SOURCE is a model directory. torch: convert back, to a .pt file for routed, "
-                             "vanilla, sae and lrd, else to a Hugging Face directory; hf: write a byte-level "
-                             "network for transformers; saelens, sparsify: write an autoencoder")
+                        help="SOURCE is a model directory. hf: a Hugging Face directory, which transformers "
+                             "loads; torch: the original layout, a .pt file for routed, vanilla, sae and "
+                             "lrd, else the same as hf; saelens, sparsify: an autoencoder for that library")
     parser.add_argument("--inspect", action="store_true", help="list the contents of SOURCE; convert nothing")
     parser.add_argument("--check", action="store_true",
                         help="run both networks on one input and print their largest difference; choose "
@@ -138,14 +138,14 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _convert_back(options: argparse.Namespace) -> int:
-    if options.to == "hf":
+    config = store.load_config(options.source)
+    if options.to == "hf" and config.family in to_transformers.FAMILIES:
         if options.dtype:
-            raise InputError("--to hf: expected no --dtype")
+            raise InputError(f"--to hf: expected no --dtype for a {config.family}")
         if note := to_transformers.write(options.source, options.out):
             print(f"note: {note}", file=sys.stderr)
         print(f"{options.out}: written for transformers")
         return 0
-    config = store.load_config(options.source)
     arrays = _stored_as(store.read_tensors(options.source), options.dtype)
     vanished: dict[str, int] = {}
     start = time.perf_counter()

@@ -91,7 +91,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
+class SourceFamily:
     """One family of checkpoints.
 
     Attributes:

@@ -33,7 +33,7 @@ from .source import Source, companions_of, lexists, read_companions
 
 SUFFIXES = (".pt", ".pth")
 RECORD = "conversion.json"  # written into a converted model directory; used to convert it back
-Target = Literal["torch", "saelens", "sparsify"]  # of --to
+Target = Literal["torch", "hf", "saelens", "sparsify"]  # of --to
 Format = Literal["hugging_face", "pt", "saelens", "sparsify"]
 
 
@@ -55,7 +55,7 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
         arrays: arrays of the model directory.
         source: the model directory, whose record and companion files are used.
         out: path of the checkpoint.
-        to: "torch"; for autoencoders also "saelens" or "sparsify".
+        to: "torch"; "hf" for networks of transformers; "saelens" or "sparsify" for autoencoders.
 
     Raises:
         InputError: the arrays do not fit the configuration or are not floating-point; `out` already exists,
@@ -93,7 +93,7 @@ def _output_format(config: Any, out: Path, to: Target, source: str) -> Format:
     | --to              | network             | output                      |
     |-------------------|---------------------|-----------------------------|
     | saelens, sparsify | an autoencoder      | a directory of that library |
-    | torch             | one of transformers | a Hugging Face directory    |
+    | torch, hf         | one of transformers | a Hugging Face directory    |
     | torch             | any other           | a .pt file                  |
     """
     if config.family == "sae" and to != "saelens":
@@ -110,6 +110,9 @@ def _output_format(config: Any, out: Path, to: Target, source: str) -> Format:
         if out.suffix in SUFFIXES:
             raise InputError(f"{out}: expected a directory, as transformers requires for a {config.family}")
         return "hugging_face"
+    if to == "hf":
+        raise InputError(f"--to hf: {source}: expected a network that transformers has, "
+                         f"found a {config.family}")
     if out.exists():
         raise InputError(f"{out}: already exists; choose another OUT")
     if out.suffix not in SUFFIXES:
@@ -141,7 +144,7 @@ def _read_record(source: Path, config: Any) -> dict[str, Any] | None:
     return saved if saved["model_config"] == current else None
 
 
-class Layout(NamedTuple):
+class FileLayout(NamedTuple):
     """How a `.pt` file holds a network.
 
     Attributes:
@@ -159,21 +162,21 @@ class Layout(NamedTuple):
     tied_duplicates: Mapping[str, str] = {}
 
 
-def _layout(config: Any, saved: Mapping[str, Any] | None) -> Layout:
+def _layout(config: Any, saved: Mapping[str, Any] | None) -> FileLayout:
     """The layout of the file that was converted, if there is a record, else the family's."""
     config_entry = {} if config.family in ("sae", "lrd") else {"config": _config_tree(config)}
     if saved is None:
         fixed_names: dict[str, Any] = {"vanilla": vanilla.NAMES, "sae": sae_layouts.NAMES, "lrd": lrd.NAMES}
         names = (fixed_names[config.family] if config.family in fixed_names else tilelli.names_of(config))
-        return Layout(names, "" if config.family == "sae" else "state_dict", config_entry)
+        return FileLayout(names, "" if config.family == "sae" else "state_dict", config_entry)
     if saved["config_key"] and config.family != "lrd":
         config_entry = {saved["config_key"]: saved["config"]}
-    return Layout({ours: Theirs(name, how) for ours, (name, how) in saved["names"].items()},
+    return FileLayout({ours: Theirs(name, how) for ours, (name, how) in saved["names"].items()},
                   saved["state_key"], config_entry | saved["other_entries"], saved["original_names"],
                   saved["tied_duplicates"])
 
 
-def _tree(config: Any, arrays: Mapping[str, Tensor], layout: Layout, source: str) -> dict[str, Any]:
+def _tree(config: Any, arrays: Mapping[str, Tensor], layout: FileLayout, source: str) -> dict[str, Any]:
     """The contents of a `.pt` file."""
     links = mapping.link(layout.names, {name: array.shape for name, array in arrays.items()}, source)
     state: dict[str, Any] = mapping.to_theirs(links, arrays)

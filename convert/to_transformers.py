@@ -41,17 +41,16 @@ GPT2: Names = {
     "unembed.kernel": transposed("lm_head.weight")}
 
 
+FAMILIES = ("vanilla", "routed")
+
+
 def write(source: Path, out: Path) -> str:
     """Converts a model directory of a vanilla or routed network, and returns a note for the user, or "".
 
     Raises:
-        InputError: the network is of another family or has no bytes as tokens; `out` exists or cannot be
-            written.
+        InputError: the network has no bytes as tokens; `out` exists or cannot be written.
     """
     config = store.load_config(source)
-    if config.family not in ("vanilla", "routed"):
-        raise InputError(f"--to hf: {source}: expected a network of family vanilla or routed, found "
-                         f"{config.family}; --to torch writes the others")
     if config.vocab_size != 256:
         raise InputError(f"--to hf: {source}: vocab_size: expected 256, the bytes, found {config.vocab_size}")
     arrays = to_arrays(freeze(store.load(source, param_dtype="stored")))
@@ -105,7 +104,7 @@ def _routed(config: Any, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Te
 def tokenizer_files(max_len: int) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json of the tokenizer whose 256 ids are the bytes of UTF-8."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    letters = byte_letters()
+    letters = byte_characters()
     tokenizer: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
@@ -115,12 +114,12 @@ def tokenizer_files(max_len: int) -> dict[str, bytes]:
                   "vocab": {letter: byte for byte, letter in enumerate(letters)}}}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_len,
                 "bos_token": letters[END], "eos_token": letters[END], "clean_up_tokenization_spaces": False,
-                # The letter of the end token may occur in a text, where it stands for itself.
+                # The letter of the end token may occur in a text, where it is an ordinary character.
                 "split_special_tokens": True}
     return {"tokenizer.json": as_json(tokenizer), "tokenizer_config.json": as_json(settings)}
 
 
-def byte_letters() -> list[str]:
+def byte_characters() -> list[str]:
     """The printable letter of each byte in byte-level tokenizers (Radford et al. 2019)."""
     printable = [byte for first, last in ("!~", "¡¬", "®ÿ") for byte in range(ord(first), ord(last) + 1)]
     others = iter(range(256, 512))

@@ -32,6 +32,7 @@ def build(cfg: dict[str, Any], form: Form = "fast") -> TorchRouted | TorchVanill
 
 
 def quantizer_of(cfg: dict[str, Any], part: str) -> str:
+    """The quantiser of the weights of one part of a network; "none" where they are not quantised."""
     kind: str = cfg.get("quantizer", "none")
     return kind if part in cfg.get("quantize", QUANTIZED) else "none"
 
@@ -128,6 +129,8 @@ class TopKAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """A feed-forward network of two layers: `[batch, time, width]` → same shape."""
+
     def __init__(self, width: int, expand: int, kind: str) -> None:
         super().__init__()
         self.up = Linear(width, expand * width, kind)
@@ -184,6 +187,8 @@ def _pathway(name: str, cfg: dict[str, Any], form: Form) -> nn.Module:
 
 
 class SelfAttention(nn.Module):
+    """Causal multi-head attention: `[batch, time, width]` → same shape."""
+
     def __init__(self, width: int, heads: int, kind: str) -> None:
         super().__init__()
         self.heads = heads
@@ -199,6 +204,8 @@ class SelfAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
+    """A block of the vanilla transformer, with pre-norms: `[batch, time, width]` → same shape."""
+
     def __init__(self, cfg: dict[str, Any]) -> None:
         super().__init__()
         width = cfg["d_model"]

@@ -67,7 +67,7 @@ def forward(starts: ArrayLike, ends: ArrayLike, k: int = 5) -> Folds:
 
 
 def number_of_folds(labels: ArrayLike, max_folds: int = 5, min_rows_per_fold: int = 10) -> int:
-    """Returns the largest number of folds that the rows support, from 2 to `max_folds`.
+    """Returns the maximum number of folds that the rows support, from 2 to `max_folds`.
 
     There are fewer folds than rows of the rarer class, and at least `min_rows_per_fold` rows per fold. The
     result is 2 even where the rows are too few for that.

@@ -22,7 +22,7 @@ from .stats import Interval, percentiles, resampled_counts
 GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))  # coverages in tables and figures
 
 
-class Order:
+class Ranking:
     """Items sorted by score with groups of ties: sorted once, evaluated under many weights."""
 
     def __init__(self, errors: ArrayLike, scores: ArrayLike):
@@ -64,7 +64,7 @@ def _coverages(values: ArrayLike) -> Floats:
 
 def aurc(errors: ArrayLike, scores: ArrayLike) -> float:
     """Returns the area under the risk–coverage curve: the mean expected risk at coverages 1/n, 2/n … 1."""
-    return float(Order(errors, scores).risks().mean())
+    return float(Ranking(errors, scores).risks().mean())
 
 
 def fraction_of_oracle(errors: ArrayLike, scores: ArrayLike) -> float:
@@ -72,11 +72,11 @@ def fraction_of_oracle(errors: ArrayLike, scores: ArrayLike) -> float:
 
     0 is a random order, 1 the order of the true errors. NaN if all errors are equal up to rounding.
     """
-    order, values = Order(errors, scores), checks.finite(errors, name="errors")
-    return _fraction(float(order.risks().mean()), Order(values, values), np.ones(len(values)))
+    order, values = Ranking(errors, scores), checks.finite(errors, name="errors")
+    return _fraction(float(order.risks().mean()), Ranking(values, values), np.ones(len(values)))
 
 
-def _fraction(area: float, oracle: Order, weights: Floats) -> float:
+def _fraction(area: float, oracle: Ranking, weights: Floats) -> float:
     if not checks.varies(oracle.errors[weights > 0]):
         return math.nan
     random = float(weights @ oracle.errors / weights.sum())
@@ -112,7 +112,7 @@ def risk_coverage(errors: ArrayLike, scores: ArrayLike, *, coverages: Sequence[f
         level: confidence level of the intervals.
         groups: `[items]`, group of each item; the bootstrap resamples whole groups. None resamples items.
     """
-    order, oracle, grid = Order(errors, scores), Order(errors, errors), _coverages(coverages)
+    order, oracle, grid = Ranking(errors, scores), Ranking(errors, errors), _coverages(coverages)
     curves, areas, fractions = [], [], []
     for counts in resampled_counts(len(order.errors), replicates, seed, groups):
         for weights in counts.astype(float):

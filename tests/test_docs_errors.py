@@ -254,7 +254,8 @@ PROVOKE: dict[str, Provoke] = {
     "weights quantised by another library": hugging_face(
         quantization_config={"quant_method": "bitsandbytes"}),
     "a rotation of base 0": hugging_face(rope_parameters={"rope_theta": 0}),
-    "an unknown rotary scaling": hugging_face(rope_scaling={"type": "longrope", "factor": 2.0}),
+    "a rotary scaling that GPT-NeoX does not support": hugging_face(
+        rope_scaling={"type": "longrope", "factor": 2.0}),
     "a truncated GGUF file": said("model.gguf", b"GGUF\x03\0\0\0" + bytes(15), load_network),
     "another file with the name of a GGUF file": said("model.gguf", b"PK\x03\x04", load_network),
     "a network that does not exist": made(lambda path: load_network(path / "misspelt"), "runs"),

@@ -27,7 +27,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.__main__ import main
 from tilelli_jax.data.synthetic import stories
 from tilelli_jax.loading import store
-from tilelli_jax.loading.language import open_language
+from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig
 
 pytestmark = pytest.mark.exhaustive
@@ -160,7 +160,7 @@ def recall_config(place: Path, out: Path) -> dict[str, Any]:
     """Every second question's correct answer is the network's own answer."""
     prompt = PromptConfig(template="{question} ?", instruction="")
     answers = AnswersConfig(max_new=8, batch_size=20)
-    rng, language = random.Random(0), open_language(place / "vanilla-0")
+    rng, language = random.Random(0), load_with_tokenizer(place / "vanilla-0")
     questions = [" ".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(120)]
     answer_texts = [language.tokenizer.decode(ids.tolist()) for ids in answer(
         language, list(map(Prompter(language, prompt), questions)), answers)]

@@ -1,4 +1,4 @@
-"""Routed language models in JAX, and probes of whether language models know what they know.
+"""Train small language models in JAX, and predict from their activations whether they answer correctly.
 
     model = tilelli_jax.load("runs/mine/model")
     logits = model(ids)                                   # [batch, time] → [batch, time, vocab]
@@ -16,15 +16,15 @@ from tilelli_jax.cli import interrupts
 if TYPE_CHECKING:
     from tilelli_jax.errors import InputError
     from tilelli_jax.generation.decoding import generate, generate_ids
-    from tilelli_jax.loading.language import load, open_language
+    from tilelli_jax.loading.language import load, load_with_tokenizer
     from tilelli_jax.loading.store import build, save
 
-__all__ = ["InputError", "build", "generate", "generate_ids", "load", "open_language", "save"]
+__all__ = ["InputError", "build", "generate", "generate_ids", "load", "load_with_tokenizer", "save"]
 
 # Imported on first use: `doctor` has to run where jax fails to import, and `data` does not need jax.
 _MODULES = {"InputError": "errors", "build": "loading.store", "generate": "generation.decoding",
             "generate_ids": "generation.decoding", "load": "loading.language",
-            "open_language": "loading.language", "save": "loading.store"}
+            "load_with_tokenizer": "loading.language", "save": "loading.store"}
 
 
 interrupts.handle_from_start(__name__)

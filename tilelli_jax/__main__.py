@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tilelli_jax.cli import interrupts, program_cache
+from tilelli_jax.cli import allocator, interrupts, program_cache
 from tilelli_jax.cli.command import command
 from tilelli_jax.errors import InputError
 
@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
 GROUPS: dict[str, dict[str, Command]] = {
     "start": {
-        "demo": Command("eval.recall.command:demo", "train a small network, test what it knows (2 minutes)"),
+        "demo": Command("eval.recall.command:demo", "train a network and predict P(knows) (2 to 4 minutes)"),
     },
     "train": {
         "train": Command("train:main", "train or fine-tune a network, or train an autoencoder"),
@@ -39,7 +39,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         "convert": Command("convert.command:main", "read and write PyTorch and Hugging Face checkpoints"),
     },
     "study": {
-        "recall": Command("eval.recall.command:main", "does a network know whether it knows an answer?"),
+        "recall": Command("eval.recall.command:main",
+                          "predict from activations whether answers will be correct"),
         "recall predict": Command("eval.recall.command:predict", "predict P(knows) for your own questions"),
         "recall app": Command("eval.recall.command:app", "predict P(knows) in a browser page"),
         "difficulty": Command("eval.difficulty.command:main",
@@ -61,6 +62,8 @@ GROUPS: dict[str, dict[str, Command]] = {
                                 "compile a run for a TPU slice without using one"),
     },
 }
+# Commands that give freed memory back: those that stream data larger than memory, and the server.
+SMALL_MEMORY = ("data", "convert", "recall app")
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -95,6 +98,8 @@ def run(argv: Sequence[str], in_clone: bool = False) -> int:
             if not in_clone or module.partition(".")[0] not in ("convert", "eval"):
                 module = f"tilelli_jax.{module}"
             program_cache.enable()
+            if " ".join(argv[:words]) not in SMALL_MEMORY:
+                allocator.keep_freed_memory()
             with interrupts.starting():
                 function = getattr(importlib.import_module(module), function)
             return int(function(argv[words:]) or 0)
@@ -116,7 +121,8 @@ def run_in_clone(name: str, package: str | None) -> int:
 def overview() -> str:
     """Returns the overview: all commands, by group."""
     width = max(map(len, COMMANDS)) + 2
-    lines = ["usage: tilelli COMMAND [options] [key=value …]", "", "Does a model know what it knows?"]
+    lines = ["usage: tilelli COMMAND [options] [key=value …]", "",
+             "Train small language models, and predict whether they answer correctly."]
     for group, commands in GROUPS.items():
         lines += ["", group, *(f"  {name:{width}}{entry.summary}" for name, entry in commands.items())]
     lines += ["", "tilelli COMMAND --help lists its options and every key of its configuration."]

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.cli import accelerators, program_cache
+from tilelli_jax.cli import accelerators, allocator, program_cache
 from tilelli_jax.cli.command import command
 from tilelli_jax.cli.progress import waiting
 from tilelli_jax.errors import InputError
@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     options = _options(argv)
     program_cache.enable()
+    allocator.keep_freed_memory()
     if options.distributed:
         distributed.initialize()
     config = config_lib.load(ExperimentConfig, options.config, options.overrides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tilelli_jax.errors import InputError
 
-from ..plan import Family
+from ..plan import SourceFamily
 from ..source import Source
 from .hugging_face import GEMMA3, GEMMA4, GPT_NEOX, LLAMA, T5
 from .lrd import LRD
@@ -13,13 +13,13 @@ from .tilelli import ATOME, TILELLI
 from .vanilla import VANILLA
 
 # In order of precedence: the first family that recognises a source is used.
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, SourceFamily] = {
     family.name: family for family in (
         GPT_NEOX, LLAMA, GEMMA3, GEMMA4, T5, SAE, LRD, VANILLA, ATOME, TILELLI)}
 OTHER_NAMES = {"chronos": "t5"}
 
 
-def family_of(source: Source, name: str | None) -> Family:
+def family_of(source: Source, name: str | None) -> SourceFamily:
     """Returns the family of this name, or the first that recognises the source if `name` is None.
 
     Raises:

@@ -13,11 +13,11 @@ from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.pretrained import hugging_face
 
-from ..plan import Family, Plan, configured, make_plan
+from ..plan import Plan, SourceFamily, configured, make_plan
 from ..source import Source
 
 
-def _family(network: type[PretrainedModel]) -> Family:
+def _family(network: type[PretrainedModel]) -> SourceFamily:
     theirs = network.hugging_face
 
     def recognises(source: Source) -> bool:
@@ -28,12 +28,12 @@ def _family(network: type[PretrainedModel]) -> Family:
             raise InputError(f"{source.path}: expected a directory, found a PyTorch file; "
                              f"--from {theirs.family} reads a Hugging Face directory or a GGUF file")
         config_path = str(source.path if source.is_gguf else source.path / hugging_face.CONFIG)
-        source = source.with_names(theirs.present_name)
+        source = source.with_names(theirs.current_name)
         inferred = hugging_face.settings(theirs, source.config, source.tensors, config_path)
         config = configured(network.config_class, inferred, overrides, config_path)
         return make_plan(theirs.family, network, config, theirs.names(config), source, theirs.ignored(config))
 
-    return Family(theirs.family, recognises, plan)
+    return SourceFamily(theirs.family, recognises, plan)
 
 
 def _is_checkpoint(source: Source) -> bool:

@@ -13,7 +13,7 @@ from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
 from tilelli_jax.io.tensors import Tensor, in_memory
 from tilelli_jax.pretrained.mapping import Theirs, transposed
 
-from ..plan import Family, Plan, configured, make_plan
+from ..plan import Plan, SourceFamily, configured, make_plan
 from ..source import Source
 from .common import shape_of
 
@@ -56,4 +56,4 @@ def tree_of(config: Any, state: Mapping[str, Tensor], other_entries: Mapping[str
             "feat_names": list(config.features), "global_names": list(config.prompt_features)}
 
 
-LRD = Family("lrd", lambda source: "gru.weight_ih_l0" in source.tensors, _plan)
+LRD = SourceFamily("lrd", lambda source: "gru.weight_ih_l0" in source.tensors, _plan)

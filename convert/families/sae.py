@@ -14,7 +14,7 @@ from tilelli_jax.io.tensors import check_floats, in_memory
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Theirs
 
-from ..plan import Family, Plan, configured, key_of, make_plan
+from ..plan import Plan, SourceFamily, configured, key_of, make_plan
 from ..source import Source
 from .common import cannot_infer
 from .sae_folding import Folding
@@ -88,4 +88,4 @@ def _recognises(source: Source) -> bool:
     return bool({"W_enc", "w_enc"} & names) or {"pre_bias", "latent_bias"} <= names
 
 
-SAE = Family("sae", _recognises, _plan)
+SAE = SourceFamily("sae", _recognises, _plan)

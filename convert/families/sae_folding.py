@@ -22,18 +22,18 @@ class Folding:
     """How a formula differs from ours: codes = activation((x − b_dec) · W_enc + b_enc).
 
     Attributes:
-        bias_in_input: whether b_dec is subtracted from x.
-        by_norm: whether the codes are multiplied by the lengths of the decoder's rows, before latents are
-            selected, and divided by them before decoding.
-        threshold_by_norm: whether, with `by_norm`, the thresholds are compared before that.
+        subtract_decoder_bias: whether b_dec is subtracted from x.
+        rescale_by_decoder_norm: whether the codes are multiplied by the lengths of the decoder's rows before
+            latents are selected, and divided by them before decoding.
+        threshold_before_rescaling: whether thresholds apply to the codes before they are multiplied.
         scale: x is multiplied by it first, and x̂ divided by it.
         whitening: x is replaced by (x − mean) · matrix first, and x̂ by x̂ · inverse + mean: the mean
             `[d_model]`, the matrix and its inverse `[d_model, d_model]`.
     """
 
-    bias_in_input: bool = True
-    by_norm: bool = False
-    threshold_by_norm: bool = False
+    subtract_decoder_bias: bool = True
+    rescale_by_decoder_norm: bool = False
+    threshold_before_rescaling: bool = False
     scale: float = 1.0
     whitening: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -60,7 +60,7 @@ class Folding:
         def encoder_bias() -> np.ndarray:
             own = stored("encoder.bias").astype(np.float64) * norms()
             # (x − c) · W + b = (x − b_dec) · W + b + (b_dec − c) · W, with c the center of x.
-            if self.bias_in_input:
+            if self.subtract_decoder_bias:
                 return own
             shift, kernel = bias() - (0 if whitening is None else whitening[0]), encoder()
             return own + sum(shift[i:i + BLOCK] @ kernel[i:i + BLOCK] for i in range(0, len(shift), BLOCK))
@@ -68,13 +68,13 @@ class Folding:
         @functools.cache
         def norms() -> np.ndarray:
             n_latents = arrays["encoder.bias"].shape[0]
-            if not self.by_norm:
+            if not self.rescale_by_decoder_norm:
                 return np.ones(n_latents)
             squares = np.einsum("ij,ij->i", *[stored("decoder.kernel")] * 2, dtype=np.float64)
             return np.maximum(np.sqrt(squares), SMALLEST_NORM)
 
         def threshold() -> np.ndarray:
-            return stored("threshold") * (norms() if self.threshold_by_norm else 1)
+            return stored("threshold") * (norms() if self.threshold_before_rescaling else 1)
 
         whitening = None if self.whitening is None else tuple(
             tensor.read().astype(np.float64) for tensor in self.whitening)

@@ -79,7 +79,7 @@ DICTIONARY_CLASSES = ("AutoEncoder", "AutoEncoderNew", "AutoEncoderTopK", "Batch
                       "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder")
 
 
-class Layout(NamedTuple):
+class SAELayout(NamedTuple):
     """How a project stores an autoencoder.
 
     Attributes:
@@ -95,7 +95,7 @@ class Layout(NamedTuple):
     ignored: Mapping[str, str] = {}
 
 
-def layout_of(source: Source) -> Layout:
+def layout_of(source: Source) -> SAELayout:
     """Recognises the project of a checkpoint.
 
     Raises:
@@ -119,7 +119,7 @@ def sizes(source: Source, encoder: Theirs) -> tuple[int, int]:
 # -- SAELens, sparsify and fm-difficulty-probe --
 
 
-def _saelens(source: Source) -> Layout:
+def _saelens(source: Source) -> SAELayout:
     tree = source.config
     for key, values in SUPPORTED_VALUES.items():
         if key in tree and tree[key] not in values:
@@ -149,7 +149,8 @@ def _saelens(source: Source) -> Layout:
     if rescaled and settings["activation"] == "jumprelu":
         raise InputError(f"{source.path}: rescale_acts_by_decoder_norm: expected False with architecture "
                          f"{tree.get('architecture', 'standard')}, found True")
-    folding = Folding(bias_in_input=bool(tree.get("apply_b_dec_to_input", True)), by_norm=rescaled)
+    folding = Folding(subtract_decoder_bias=bool(tree.get("apply_b_dec_to_input", True)),
+                      rescale_by_decoder_norm=rescaled)
     match tree.get("normalize_activations"):
         case "layer_norm":
             settings["input_norm"] = "layer_norm"
@@ -160,7 +161,7 @@ def _saelens(source: Source) -> Layout:
     ignored = {}
     if (factor := source.tensors.get("scaling_factor")) is not None and (factor.read() == 1).all():
         ignored["^scaling_factor$"] = "all ones"
-    return Layout(names, settings, folding, ignored)
+    return SAELayout(names, settings, folding, ignored)
 
 
 def _activation(source: Source) -> str:
@@ -222,7 +223,7 @@ def _whitening(source: Source, d_model: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _provenance(source: Source) -> dict[str, Any]:
-    """The network, hook and texts of the activations, from the metadata of SAELens."""
+    """The source model, source hook and texts of the activations, from SAELens's metadata."""
     tree = source.config
     metadata: Any = tree.get("metadata") if isinstance(tree.get("metadata"), dict) else tree
     settings: dict[str, Any] = {}
@@ -243,7 +244,7 @@ def _provenance(source: Source) -> dict[str, Any]:
 # -- other projects --
 
 
-def _gemma_scope(source: Source) -> Layout:
+def _gemma_scope(source: Source) -> SAELayout:
     """Gemma Scope (params.npz, without configuration) and Gemma Scope 2 (params.safetensors, config.json)."""
     tree = source.config
     hook = str(tree.get("hf_hook_point_in"))
@@ -259,10 +260,10 @@ def _gemma_scope(source: Source) -> Layout:
         settings |= {"layer": int(place[1]), "hook": GEMMA_HOOKS[place[2]]}
     elif "hf_hook_point_in" in tree:
         settings["hook"] = hook
-    return Layout(GEMMA_SCOPE, settings, Folding(bias_in_input=False))
+    return SAELayout(GEMMA_SCOPE, settings, Folding(subtract_decoder_bias=False))
 
 
-def _dictionary_learning(source: Source) -> Layout:
+def _dictionary_learning(source: Source) -> SAELayout:
     """dictionary_learning (Marks, Karvonen, Mueller): ae.pt, and config.json with a section `trainer`."""
     tree: dict[str, Any] = source.config["trainer"]
     kind = tree.get("dict_class")
@@ -305,11 +306,11 @@ def _dictionary_learning(source: Source) -> Layout:
     if isinstance(buffer, dict) and type(buffer.get("ctx_len")) is int:
         settings["context_size"] = buffer["ctx_len"]
     scales = kind == "JumpReluAutoEncoder"
-    return Layout(names, settings, Folding(kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"), scales,
+    return SAELayout(names, settings, Folding(kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"), scales,
                                            scales), ignored)
 
 
-def _openai(source: Source) -> Layout:
+def _openai(source: Source) -> SAELayout:
     """openai/sparse_autoencoder: a state dict with the name of the activation.
 
     Files with a TopK expect normalised rows, others do not.
@@ -321,11 +322,11 @@ def _openai(source: Source) -> Layout:
     ignored = {r"^(stats_last_nonzero|latents_activation_frequency|latents_mean_square)$":
                "statistics of training"}
     if kind == "ReLU":
-        return Layout(OPENAI, {"activation": "jumprelu"}, ignored=ignored)
+        return SAELayout(OPENAI, {"activation": "jumprelu"}, ignored=ignored)
     state: Any = entries.get("activation_state_dict")
     state = state if isinstance(state, dict) else {}
     if state.get("postact_fn", "ReLU") != "ReLU":
         raise InputError(f"{source.path}: activation_state_dict.postact_fn: expected 'ReLU', found "
                          f"{state['postact_fn']!r}")
     settings = {"activation": "topk", "input_norm": "layer_norm"}
-    return Layout(OPENAI, settings | ({"k": state["k"]} if "k" in state else {}), ignored=ignored)
+    return SAELayout(OPENAI, settings | ({"k": state["k"]} if "k" in state else {}), ignored=ignored)

@@ -18,7 +18,7 @@ from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
 from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
-from ..plan import Assumption, Family, Plan, configured, key_of, make_plan
+from ..plan import Assumption, Plan, SourceFamily, configured, key_of, make_plan
 from ..source import Source
 from .common import (
     cannot_infer,
@@ -341,7 +341,7 @@ def _is_atome(source: Source) -> bool:
 
 # atome quantises all its matrix products; its files do not record this.
 _ATOME = {"quantizer": "ternary", "quantize": ["conv", "attention", "router", "embed", "unembed"]}
-TILELLI = Family("tilelli", _is_routed,
+TILELLI = SourceFamily("tilelli", _is_routed,
                  lambda source, overrides: _plan(source, overrides, "tilelli", {}))
-ATOME = Family("atome", _is_atome,
+ATOME = SourceFamily("atome", _is_atome,
                lambda source, overrides: _plan(source, overrides, "atome", _ATOME))

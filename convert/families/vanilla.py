@@ -9,7 +9,7 @@ from typing import Any
 from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
 from tilelli_jax.pretrained.mapping import Theirs, transposed
 
-from ..plan import Family, Plan, configured, key_of, make_plan
+from ..plan import Plan, SourceFamily, configured, key_of, make_plan
 from ..source import Source
 from .common import (
     cannot_infer,
@@ -69,4 +69,4 @@ def _plan(source: Source, overrides: Sequence[str]) -> Plan:
     return make_plan("vanilla", VanillaLM, config, NAMES, source, {}, assumptions, tied)
 
 
-VANILLA = Family("vanilla", _recognises, _plan)
+VANILLA = SourceFamily("vanilla", _recognises, _plan)

@@ -55,10 +55,13 @@ class TilelliConfig(PretrainedConfig):
 
 
 def parameter(*shape: int) -> nn.Parameter:
+    """A parameter of zeros, until the weights are loaded."""
     return nn.Parameter(torch.zeros(shape))
 
 
 class Norm(nn.Module):
+    """Layer norm: `[batch, time, width]` → same shape."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scale, self.bias = parameter(width), parameter(width)
@@ -81,6 +84,8 @@ class Kernel(nn.Module):
 
 
 class Positions(nn.Module):
+    """Learned absolute positions: table `[length, width]`."""
+
     def __init__(self, length: int, width: int) -> None:
         super().__init__()
         self.table = parameter(length, width)
@@ -136,6 +141,8 @@ class SparseAttention(nn.Module):
 
 
 class Dense(nn.Module):
+    """The dense pathway, a feed-forward network: `[batch, time, width]` → same shape."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.up, self.down = Kernel(width, hidden), Kernel(hidden, width)
@@ -169,6 +176,7 @@ class Block(nn.Module):
 
 
 def pathway(name: str, config: TilelliConfig) -> nn.Module:
+    """The module of one pathway."""
     width = config.d_model
     if name in ("local", "wide"):
         taps = config.local_kernel if name == "local" else config.wide_kernel

@@ -36,14 +36,14 @@ def turn(prompt: str) -> PromptIds:
 
 
 def check_bytes(config: Any, name: str) -> None:
-    """Raises InputError if such a network does not read bytes.
+    """Raises InputError if such a network is not a byte-level network.
 
     Args:
         name: the network, for the error message.
     """
     tokens = getattr(config, "vocab_size", None)
     if not isinstance(config, RoutedConfig | VanillaConfig) or config.vocab_size < BYTES:
-        raise InputError(f"{name}: expected a network that reads bytes, routed or vanilla, found family "
+        raise InputError(f"{name}: expected a byte-level network, routed or vanilla, found family "
                          f"{config.family}" + (f" of {tokens} tokens" if tokens else ""))
 
 

@@ -53,6 +53,8 @@ class AbstentionStudy(Study[AbstentionConfig]):
     """
 
     STAGES = ("data", "train", "measure")
+    MAIN_KEYS = ("training.chat.path", "training.chat.train", "variants", "seeds", "pairs.files.chat",
+                 "prompts", "answers.max_new", "target_fpr", "out")
     part = ""
 
     @property

@@ -63,15 +63,15 @@ def make(path: Path, prompts: Sequence[tuple[str, str]], signal: str, target_fpr
         prompts: texts with file and line, see `Prompts`.
 
     Raises:
-        InputError: the target rate is out of range, or the network lacks the signal, does not read bytes, or
+        InputError: the target rate is out of range, or the network lacks the signal, is not byte-level, or
             has too short a context window for a prompt.
     """
     if not 0 < target_fpr < 1:
         raise InputError(f"--fpr: expected a fraction above 0 and below 1, found {target_fpr}")
     abstain_rule.check_template(template)
     model = store.load(path)
-    if not getattr(model, "reads_bytes", False):
-        raise InputError(f"{path}: expected a network that reads bytes, found family "
+    if not getattr(model, "is_byte_level", False):
+        raise InputError(f"{path}: expected a byte-level network, found family "
                          f"{model.config.family}")
     if signal not in (known := signal_names(model)):
         reason = "; this network has no abstain head" if signal == HEAD else ""

@@ -79,7 +79,7 @@ def check(path: str | Path, selection: Selection, answers: AnswersConfig) -> Non
     """Checks the model's configuration before any tensor is read.
 
     Raises:
-        InputError: the path is not a model directory, the network does not read bytes, or its context window
+        InputError: the path is not a model directory, the network is not byte-level, or its context window
             is too short for the prompts.
     """
     config = store.load_config(path)

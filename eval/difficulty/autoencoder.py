@@ -16,7 +16,7 @@ from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import as_expected, read_json
 from tilelli_jax.loading import store
-from tilelli_jax.loading.language import Language
+from tilelli_jax.loading.language import LanguageModel
 from tilelli_jax.signals.patching import EVERYTHING, PatchedLoss
 from tilelli_jax.training.run import RunDirectory
 from tilelli_jax.training.tasks.sae import reconstruction_quality
@@ -84,8 +84,8 @@ def train_sae(path: Path, config: DifficultyConfig, data: StudyData, network: An
     """
     hook = config.extract.hook
     metadata: dict[str, Any] = {"source_model": source_model, "hook": hook, "layer": layer}
-    if isinstance(network, Language):
-        metadata["prepend_bos"] = False  # `Language.encode` adds none
+    if isinstance(network, LanguageModel):
+        metadata["prepend_bos"] = False  # `LanguageModel.encode` adds none
     rows = _stored_rows(path / "rows", metadata, lambda: data.activation_rows(network, items, layer))
     width = open_activations(rows).d_model
     train_network(config.sae.train, path / "run", [

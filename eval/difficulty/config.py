@@ -25,7 +25,7 @@ class SquadConfig(Section):
         "file")
     items: int = setting(5000, "number of items: the first rows of the source", min=10)
     max_tokens: int = setting(
-        200, "maximum length of a prompt in tokens; longer prompts lose their beginning", min=2)
+        200, "maximum length of a prompt in tokens; longer prompts are truncated on the left", min=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class HellaSwagConfig(Section):
         "file")
     items: int = setting(5000, "number of items: the first rows of the source", min=10)
     max_tokens: int = setting(
-        124, "maximum length of a prompt in tokens; longer prompts lose their beginning", min=2)
+        124, "maximum length of a prompt in tokens; longer prompts are truncated on the left", min=2)
     domain: Literal["all", "activitynet", "wikihow"] = setting(
         "all", "which of its two source data sets to use")
 
@@ -56,7 +56,7 @@ class TextConfig(Section):
         "\n\n", "text between two documents; the pieces of one document form one group; empty: 16 "
         "consecutive pieces form one group")
     max_tokens: int = setting(
-        4096, "maximum length of a prompt in tokens; longer prompts lose their beginning", min=2)
+        4096, "maximum length of a prompt in tokens; longer prompts are truncated on the left", min=2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.io.files import read_text
-from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.loading.language import LanguageModel, load_with_tokenizer
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.activations import activation_rows
 from tilelli_jax.signals.patching import PatchedText, patched_nll
@@ -57,7 +57,7 @@ class LanguageData:
             "topic": [question.topic for question in self.questions],
             "domain": [question.domain for question in self.questions]}
         self.fingerprint = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
-        self._cached_scorer: tuple[Language, tuple[int, ...], NLLScorer] | None = None
+        self._cached_scorer: tuple[LanguageModel, tuple[int, ...], NLLScorer] | None = None
         options = config.split
         self.planned_split = (
             labels.split_in_order(len(self), options.train) if options.by == "order" else
@@ -71,10 +71,10 @@ class LanguageData:
     def __len__(self) -> int:
         return len(self.questions)
 
-    def open(self, config: NetworkConfig, path: str) -> Language:
-        return open_language(path, config.tokenizer, self.config.compute, self.mesh)
+    def open(self, config: NetworkConfig, path: str) -> LanguageModel:
+        return load_with_tokenizer(path, config.tokenizer, self.config.compute, self.mesh)
 
-    def measure(self, network: Language, items: Sequence[int], layers: Sequence[int]) -> Measurements:
+    def measure(self, network: LanguageModel, items: Sequence[int], layers: Sequence[int]) -> Measurements:
         scorer = self._scorer(network, tuple(layers))
         questions = [self.questions[i] for i in items]
         answers = scorer.score(questions, items)
@@ -106,7 +106,7 @@ class LanguageData:
             return []
         return usable(stratified(labels, k, seed=self.config.seed, groups=groups), labels)
 
-    def activation_rows(self, network: Language, items: Sequence[int], layer: int,
+    def activation_rows(self, network: LanguageModel, items: Sequence[int], layer: int,
                         positions: Positions = "all") -> Iterator[np.ndarray]:
         options, all_positions = self.config.extract, positions == "all"
         ids = [self._ids(network, i) if all_positions else self._prompt(network, i) for i in items]
@@ -115,8 +115,8 @@ class LanguageData:
                        dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
         return (values if all_positions else values[-1:] for values in rows)
 
-    def patched_losses(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
-                       layer: int, positions: Positions) -> Floats:
+    def patched_losses(self, network: LanguageModel, sae: TopKSAE, items: Sequence[int],
+                       latents: Sequence[int], layer: int, positions: Positions) -> Floats:
         options = self.config.extract
         rows = []
         for i in items:
@@ -126,14 +126,14 @@ class LanguageData:
         return patched_nll(network.model, sae, rows, latents, hook=options.hook, layer=layer,
                            batch_size=options.batch_size, mesh=self.mesh)
 
-    def _prompt(self, network: Language, item: int) -> list[int]:
+    def _prompt(self, network: LanguageModel, item: int) -> list[int]:
         return network.encode(self.questions[item].prompt)[-self.data.max_tokens:]
 
-    def _ids(self, network: Language, item: int) -> list[int]:
+    def _ids(self, network: LanguageModel, item: int) -> list[int]:
         question = self.questions[item]
         return self._prompt(network, item) + network.encode(question.endings[question.right])
 
-    def _scorer(self, network: Language, layers: tuple[int, ...]) -> NLLScorer:
+    def _scorer(self, network: LanguageModel, layers: tuple[int, ...]) -> NLLScorer:
         cached = self._cached_scorer
         if cached is None or cached[0] is not network or cached[1] != layers:
             options = self.config.extract

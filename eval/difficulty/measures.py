@@ -87,7 +87,7 @@ def selective_metrics(scores: Mapping[str, np.ndarray], bootstrap: BootstrapOpti
         return {"risks": curve.risks, "low": curve.low, "high": curve.high, "aurc": curve.aurc,
                 "fraction_of_oracle": curve.fraction_of_oracle}
     return {"mean_error": float(errors.mean()), "coverages": selective.GRID,
-            "oracle": selective.Order(errors, errors).risks(selective.GRID),
+            "oracle": selective.Ranking(errors, errors).risks(selective.GRID),
             "rungs": {name: rung_results(name) for name in rung_names(scores)}}
 
 

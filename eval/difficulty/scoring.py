@@ -1,6 +1,6 @@
 """Scores prompts and endings with a language model: their NLL, and the model's activations.
 
-A prompt that is too long loses its first tokens. No token is added before a prompt.
+A prompt that is too long is truncated on the left. No token is added before a prompt.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ class DifficultyStudy(Study[DifficultyConfig]):
     """One difficulty study. `extract`, `items` and `large` are directories, computed at first access."""
 
     STAGES = ("extract", "sae", "probe", "selective", "calibrate", "cascade", "causal")
+    MAIN_KEYS = ("network.path", "data.family", "data.source", "data.items", "extract.hook", "extract.layers",
+                 "sae.path", "sae.train", "large_model.path", "out")
 
     def __init__(self, config: DifficultyConfig, out: Path, notify: Notify = lambda line: None) -> None:
         super().__init__(config, out, notify)

@@ -1,6 +1,6 @@
-"""`python -m tilelli_jax.eval.harness …`: lm_eval's own command line, where `--model tilelli` is known.
+"""`python -m tilelli_jax.eval.harness …`: lm_eval's own command line with the model `tilelli` registered.
 
-Versions of lm_eval that read the entry points of group `lm_eval.models` know it anyway.
+Versions of lm_eval that read the entry points of group `lm_eval.models` find the model without this module.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""The model `tilelli` of lm_eval: scores and continues texts with any network that `open_language` opens.
+"""The model `tilelli` of lm_eval: scores and continues texts with any language model.
 
-Truncation, special tokens, stop strings and windows are those of lm_eval's model `hf`, so that both report
+Truncation, special tokens, stop strings and windows equal those of lm_eval's `hf` model, so that both report
 the same numbers for the same network.
 """
 
@@ -25,7 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tilelli_jax.cli import progress
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation.decoding import generate_ids
-from tilelli_jax.loading.language import open_language
+from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.models import freeze
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.signals.batching import batches, max_time, padded_ids
@@ -33,7 +33,7 @@ from tilelli_jax.signals.batching import batches, max_time, padded_ids
 NUL = 0  # begins and ends the texts of byte-level networks, as in what `tilelli convert --to hf` writes
 MAX_NEW = 256  # new tokens if a task sets no limit, as in `hf`
 TOP_K = 50  # for sampling, unless a task sets it: the default of transformers
-IGNORED = {"num_beams": 1, "repetition_penalty": 1}  # generation options → the only supported value
+FIXED_OPTIONS = {"num_beams": 1, "repetition_penalty": 1}  # generation options → the only supported value
 
 Request = tuple[Any, list[int], list[int]]  # key in lm_eval's cache, or None; ids of context, continuation
 
@@ -49,7 +49,8 @@ class TilelliLM(TemplateLM):
         tokenizer: tokenizer.json, or a directory with it; by default the network's.
         batch_size: number of texts that are computed together. It does not affect the results.
         dtype: type of the computation, float32 or bfloat16.
-        max_length: context length in tokens; by default the network's. Longer contexts lose their beginning.
+        max_length: context length in tokens; by default the network's. Longer texts are truncated on
+            the left.
         add_bos_token: whether texts begin with the tokenizer's special tokens; by default as its file says.
         prefix_token_id: the token before texts without context; by default BOS, or else the end token.
         enable_thinking: passed to the chat template; by default it is not.
@@ -72,12 +73,13 @@ class TilelliLM(TemplateLM):
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype: expected float32 or bfloat16, found {dtype!r}")
         self.batch_size, self.path, self.seed = int(batch_size), str(path), int(seed)
-        language = open_language(path, tokenizer,
+        language = load_with_tokenizer(path, tokenizer,
                                  None if dtype == "float32" else ComputeConfig(dtype="bfloat16"))
         self._model, self._language, self._dtype = freeze(language.model), language, dtype
-        is_bytes = language.model.reads_bytes
+        is_bytes = language.model.is_byte_level
         if tokenizer and is_bytes:
-            raise InputError(f"tokenizer: expected none, as {path} reads bytes, found {tokenizer}")
+            raise InputError(f"tokenizer: expected none, as {path} is a byte-level network, found "
+                             f"{tokenizer}")
         self._bos, self._eos = (NUL, NUL) if is_bytes else (language.bos_id, language.eos_id)
         self._end_ids = (NUL,) if is_bytes else None  # None: those of the configuration
         longest = max_time(language.model)
@@ -174,13 +176,13 @@ class TilelliLM(TemplateLM):
         texts, n_truncated = [], 0
         for _text, context, continuation in requests:
             if not 1 <= len(continuation) <= self.max_length:
-                raise InputError(f"a continuation of the task: expected 1 to {self.max_length} tokens (see "
+                raise InputError(f"continuation: expected 1 to {self.max_length} tokens (see "
                                  f"max_length), found {len(continuation)}")
             ids = [*context, *continuation]
             n_truncated += len(ids) > self.max_length + 1
             texts.append(ids[-self.max_length - 1:])
         if n_truncated:
-            log.warning("%d texts are longer than %d tokens and lose their beginning", n_truncated,
+            log.warning("%d texts are longer than %d tokens and are truncated on the left", n_truncated,
                         self.max_length)
         results: list[tuple[float, bool]] = [(0.0, False)] * len(texts)
         with progress.shown(len(texts), "scoring", "text", quiet=disable_tqdm) as advance:
@@ -244,7 +246,7 @@ class TilelliLM(TemplateLM):
             has_bos = self._begins_with(text, self._bos)
             prompts.append(self._encode(text, False if has_bos else None)[-(self.max_length - max_new):])
         if not all(prompts):
-            raise InputError("a context of the task: expected at least one token, found an empty text")
+            raise InputError("context: expected at least one token, found an empty text")
 
         def contains(ids: list[int]) -> bool:
             text = tokenizer.decode(ids)
@@ -267,11 +269,11 @@ def _sampling(settings: dict[str, Any]) -> dict[str, Any]:
     do_sample, temperature = settings.pop("do_sample"), float(settings.pop("temperature", 0.0))
     sampling = {"top_k": int(settings.pop("top_k", TOP_K)), "top_p": float(settings.pop("top_p", 1.0))}
     for key, value in settings.items():
-        if key not in IGNORED:
+        if key not in FIXED_OPTIONS:
             raise InputError("generation_kwargs: expected until, max_gen_toks, do_sample, temperature, top_k "
                              f"and top_p, found {key}")
-        if value != IGNORED[key]:
-            raise InputError(f"generation_kwargs.{key}: expected {IGNORED[key]}, found {value}")
+        if value != FIXED_OPTIONS[key]:
+            raise InputError(f"generation_kwargs.{key}: expected {FIXED_OPTIONS[key]}, found {value}")
     if not do_sample:
         return {"temperature": 0.0}
     if temperature <= 0:

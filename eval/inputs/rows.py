@@ -47,7 +47,7 @@ def hugging_face(source: str, max_rows: int, *, part: str = "validation",
     try:
         import datasets
     except ImportError:
-        raise extras.missing("datasets", f"{source}: reading a data set of the hub") from None
+        raise extras.missing("datasets", f"{source}: reading a Hugging Face data set") from None
     data_set, _, revision = source.removeprefix("hf:").partition("@")
     name, _, subset = data_set.partition("#")
     arguments = (name, *([subset] if subset else []))

@@ -45,6 +45,7 @@ class Study(abc.ABC, Generic[C]):
     """
 
     STAGES: ClassVar[tuple[str, ...]]  # what --stage may name, besides "all"
+    MAIN_KEYS: ClassVar[tuple[str, ...]]  # keys that `--help` lists first
 
     def __init__(self, config: C, out: Path, notify: Callable[[str], None] = lambda line: None) -> None:
         self.config, self.out, self.notify = config, out, notify
@@ -102,7 +103,8 @@ def study_command(argv: Sequence[str], study_class: type[S], config_class: type[
     """
     quiet_logs()
     shortcuts = shortcuts or {}
-    parser = config_lib.command_line(prog, doc, config_class, shipped, example)
+    parser = config_lib.command_line(prog, doc, config_class, shipped, example,
+                                     main_keys=study_class.MAIN_KEYS)
     parser.add_argument("--stage", choices=(*study_class.STAGES, "all"), default="all",
                         help="the stage to run, after those that it depends on [%(default)s]")
     for option, (metavar, _, meaning) in shortcuts.items():

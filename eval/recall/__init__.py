@@ -1,1 +1,1 @@
-"""`tilelli recall`: does a network know whether it knows an answer?"""
+"""`tilelli recall`: predict from activations whether an answer will be correct."""

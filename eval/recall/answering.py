@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tilelli_jax.generation.decoding import generate_ids
-from tilelli_jax.loading.language import Language
+from tilelli_jax.loading.language import LanguageModel
 from tilelli_jax.signals.batching import max_time
 from tilelli_jax.signals.prompts import PromptIds
 
@@ -19,18 +19,18 @@ MARKERS = re.compile(r"<\|?/?(?:turn|channel|bos|eos|pad|end_of_turn|start_of_tu
                      r"\|?>")
 
 
-def answer_ends(language: Language, config: AnswersConfig) -> tuple[int, ...]:
+def answer_ends(language: LanguageModel, config: AnswersConfig) -> tuple[int, ...]:
     """Returns the tokens that end an answer: the network's own, then those of `config.end_tokens`.
 
-    For a network that reads bytes, a newline replaces `config.end_tokens`.
+    For a byte-level network, a newline replaces `config.end_tokens`.
     """
     tokenizer = language.tokenizer
-    texts = ["\n"] if language.model.reads_bytes else config.end_tokens
+    texts = ["\n"] if language.model.is_byte_level else config.end_tokens
     configured = [token for token in map(tokenizer.token, texts) if token is not None]
     return tuple(dict.fromkeys([*getattr(language.model.config, "end_ids", ()), *configured]))
 
 
-def answer(language: Language, prompts: Sequence[PromptIds], config: AnswersConfig,
+def answer(language: LanguageModel, prompts: Sequence[PromptIds], config: AnswersConfig,
            advance: Callable[[int], object] = lambda n: None) -> list[np.ndarray]:
     """Decodes greedily. Returns each answer's tokens without the one that ended it: int32 `[n]`.
 

@@ -1,4 +1,4 @@
-"""Does a network know the answer before it answers?
+"""Predicts from activations whether an answer will be correct.
 
     tilelli recall --config FILE [--stage build|fit|evaluate|all] [key=value …]
     tilelli recall predict --model DIR --sidecar DIR QUESTION … [--questions FILE]
@@ -70,9 +70,9 @@ def demo(argv: Sequence[str]) -> int:
     """`tilelli demo`: runs the study `recall-demo` and prints the commands to try next."""
     parser = ArgumentParser(prog="tilelli demo", description=(
         "Trains a small network on a made-up world of facts, some of which it reads often, some rarely and "
-        "some never; asks it 1200 questions; and shows which of them it answers correctly, what the sidecar "
-        "predicted before each answer, and how reliable these predictions are. Two to five minutes on two "
-        "CPU cores. The same command continues where it was interrupted."))
+        "some never; asks it 1200 questions; and prints which answers are right, the P(knows) that the "
+        "sidecar predicted before each answer, and how reliable these predictions are. It takes 2 to 5 "
+        "minutes, depending on the CPU. The same command continues where it was interrupted."))
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="settings that take precedence over those of recall-demo")
     options = parser.parse_args(argv)

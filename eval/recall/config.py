@@ -89,7 +89,7 @@ class AnswersConfig(Section):
     max_new: int = setting(32, "maximum number of tokens of an answer", min=1)
     batch_size: int = setting(32, "answers generated at once", min=1)
     end_tokens: tuple[str, ...] = setting(ANSWER_ENDS, "tokens that end an answer, besides the network's "
-                                          "own, if the tokenizer has them; a network that reads bytes ends "
+                                          "own, if the tokenizer has them; a byte-level network ends "
                                           "it at a newline")
     match: Rule = setting("strict", "rule that decides whether an answer is correct: strict, or published "
                           "(the rule of Recall)")

@@ -223,7 +223,7 @@ def _risks(errors: Floats, group: NDArray, scores: Mapping[str, Floats], replica
         curves[name] = {"risks": curve.risks, "low": curve.low, "high": curve.high, "aurc": curve.aurc,
                         "fraction_of_oracle": curve.fraction_of_oracle}
     return {"coverages": selective.GRID, "mean_error": float(errors.mean()),
-            "oracle": selective.Order(errors, errors).risks(selective.GRID), "methods": curves}
+            "oracle": selective.Ranking(errors, errors).risks(selective.GRID), "methods": curves}
 
 
 def _entropy_by_layer(table: QuestionTable, rows: Rows) -> Tree:

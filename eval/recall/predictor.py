@@ -20,7 +20,7 @@ from tilelli_jax.estimators.fit_sidecar import sidecar_logits
 from tilelli_jax.estimators.sidecar import Sidecar
 from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
-from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.loading.language import LanguageModel, load_with_tokenizer
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES
@@ -58,7 +58,7 @@ class KnowledgePredictor:
         rule: calibration and thresholds of the sidecar's scores.
     """
 
-    language: Language
+    language: LanguageModel
     sidecar: Sidecar
     rule: VerdictRule
     prompter: Prompter
@@ -118,7 +118,7 @@ def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | P
         raise InputError(f"{sidecar}: expected a sidecar, found family {loaded.config.family}")
     check_features(loaded, sidecar)
     rule = verdicts.read(Path(sidecar))
-    language = open_language(model, tokenizer, compute or ComputeConfig(dtype=rule.dtype), mesh)
+    language = load_with_tokenizer(model, tokenizer, compute or ComputeConfig(dtype=rule.dtype), mesh)
     if not (Path(sidecar) / verdicts.FILE).is_file() and language.chat_template is None and prompt is None:
         raise InputError(f"{sidecar}: without {verdicts.FILE} prompts use a chat template: expected a "
                          f"chat_template in the tokenizer of {model}, found none")

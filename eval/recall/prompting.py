@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.loading.language import Language
+from tilelli_jax.loading.language import LanguageModel
 from tilelli_jax.signals.batching import max_time
 from tilelli_jax.signals.prompts import PromptIds
 
@@ -19,7 +19,7 @@ class Prompter:
         InputError: the template is "chat" and the network's tokenizer has no chat template.
     """
 
-    def __init__(self, language: Language, config: PromptConfig) -> None:
+    def __init__(self, language: LanguageModel, config: PromptConfig) -> None:
         if config.template == "chat" and language.chat_template is None:
             raise InputError("prompt.template: chat: expected a chat_template in the network's tokenizer, "
                              "found none; use a text such as 'Q: {question}\\nA:'")

@@ -19,7 +19,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.cli.progress import shown
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
-from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.loading.language import LanguageModel, load_with_tokenizer
 from tilelli_jax.loading.model_card import CardInfo
 from tilelli_jax.parallel.sharding import make_mesh
 from tilelli_jax.signals.prompts import PromptIds, PromptReader
@@ -49,6 +49,8 @@ class RecallStudy(Study[RecallConfig]):
     """One recall study. A stage runs when its directory is first accessed."""
 
     STAGES = ("build", "fit", "evaluate")
+    MAIN_KEYS = ("network.path", "questions.sources", "questions.items", "prompt.template", "answers.max_new",
+                 "split.test", "fit.seeds", "verdict.precision", "compute.dtype", "out")
 
     def __init__(self, config: RecallConfig, out: Path,
                  notify: Callable[[str], None] = lambda line: None) -> None:
@@ -97,9 +99,9 @@ class RecallStudy(Study[RecallConfig]):
         return available
 
     @functools.cached_property
-    def language(self) -> Language:
+    def language(self) -> LanguageModel:
         section = self.config.network
-        return open_language(self.studied.path, section.tokenizer, self.config.compute, self.mesh)
+        return load_with_tokenizer(self.studied.path, section.tokenizer, self.config.compute, self.mesh)
 
     @functools.cached_property
     def prompts(self) -> list[PromptIds]:

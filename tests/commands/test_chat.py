@@ -292,7 +292,7 @@ def test_networks_without_a_chat_template(tmp_path: Path, monkeypatch: pytest.Mo
         f"error: {tmp_path}: expected a tokenizer with a chat template, found none; `tilelli generate "
         f"--model {tmp_path}` continues text\n"))
     assert run_chat(tmp_path, "", monkeypatch, "--abstain") == 2
-    assert "--abstain: expected a network that reads bytes" in capsys.readouterr().err
+    assert "--abstain: expected a byte-level network" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(

@@ -272,9 +272,9 @@ def test_options_that_do_not_fit_the_network(
             (tmp_path / "base", ["--chat"],
              f"--chat: expected a chat template in {tmp_path}/base, found none"),
             (tmp_path / "base", ["--abstain"],
-             "--abstain: expected a network that reads bytes, found family gpt_neox"),
+             "--abstain: expected a byte-level network, found family gpt_neox"),
             (model, ["--tokenizer", tmp_path / "base"],
-             f"--tokenizer: expected none, as {model} reads bytes, found {tmp_path}/base")):
+             f"--tokenizer: expected none, as {model} is a byte-level network, found {tmp_path}/base")):
         assert run("--model", directory, "--prompt", "a", *options) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and err.endswith(f"{message}\n")

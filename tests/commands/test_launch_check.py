@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -11,14 +12,27 @@ from pathlib import Path
 
 import jax
 import pytest
+from flax import nnx
 
-from tilelli_jax.commands.launch_check import GIB, Report, _size, check, markdown_head, markdown_row, text
+from tilelli_jax import config as config_lib
+from tilelli_jax.commands.launch_check import (
+    GIB,
+    InferenceConfig,
+    Report,
+    _size,
+    check,
+    markdown_head,
+    markdown_row,
+    text,
+)
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading import store
+from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.parallel.collectives import Collectives
 from tilelli_jax.parallel.sharding import MeshConfig
 from tilelli_jax.training.config import ExperimentConfig, TrainConfig
-from tilelli_jax.training.flops import train_flops_per_token
+from tilelli_jax.training.flops import inference_flops, train_flops_per_token
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = RoutedConfig(d_model=16, n_layers=2, max_seq_len=16, pathways=("local", "dense"))
@@ -137,3 +151,59 @@ def test_wrong_input(tmp_path, arguments, message):
     (150 * 2**20, "150 MiB"), (5 * 2**40, "5120 GiB")])
 def test_sizes_are_readable(n_bytes, shown):
     assert _size(n_bytes) == shown
+
+
+def inference(**changed: object) -> InferenceConfig:
+    """A tiny Llama; 4 prompts of 8 tokens, caches of 16."""
+    model = LlamaConfig(vocab_size=61, d_model=24, layers=("full", "full"), n_heads=4, n_kv_heads=2, d_head=6,
+                        d_hidden=40, max_seq_len=32)
+    return InferenceConfig(model, batch_size=4, prompt=8, context=16, **changed)
+
+
+def test_inference_arguments_are_the_weights_the_ids_and_the_caches():
+    prompts, decoding = check(inference(), "tiny", "one CPU", jax.devices("cpu")[:1])
+    assert (prompts.name, decoding.name) == ("tiny: prompts", "tiny: decoding")
+    block = 24 * 6 * (2 * 4 + 2 * 2) + 3 * 24 * 40 + 2 * 24
+    weights = 2 * (61 * 24 + 2 * block + 24)  # bfloat16, tied
+    caches = 2 * 2 * 2 * (4 * 2 * 16 * 6)  # layers, keys and values, bytes
+    assert weights + 4 * 4 * 8 <= prompts.arguments < weights + 4 * 4 * 8 + 4 * 4 + 100
+    assert caches <= prompts.outputs - 4 * 4 * 61 < caches + 100
+    assert weights + caches <= decoding.arguments < weights + caches + 2 * 4 * 4 + 100
+    assert decoding.aliased == caches, "the caches are updated in place"
+    attention = 2 * 4 * 4 * 6  # layers; 4 operations for each channel of each head and visible key
+    matrices = 2 * 2 * (block - 2 * 24)
+    assert prompts.flops == 4 * (8 * matrices + 2 * 61 * 24 + attention * (8 * 9 / 2))
+    assert decoding.flops == 4 * (matrices + 2 * 61 * 24 + attention * 16)
+
+
+def test_inference_flops_count_the_keys_of_a_window():
+    full, sliding = (inference_flops(dataclasses.replace(inference().model, layers=kinds, window=4), 1, 16)
+                     for kinds in (("full", "full"), ("full", "sliding")))
+    assert full - sliding == 4 * 4 * 6 * (16 - 4)
+
+
+@pytest.mark.eight_devices
+def test_inference_is_split_over_devices():
+    one = check(inference(), "tiny", "one CPU", jax.devices("cpu")[:1])
+    eight = check(inference(mesh=MeshConfig(data=4, tensor=2)), "tiny", "eight CPUs", jax.devices("cpu"))
+    assert eight[1].arguments < one[1].arguments / 2
+    assert [report.flops for report in eight] == [report.flops for report in one]
+    assert any(c.kind == "all-reduce" for c in eight[1].collectives)
+
+
+@pytest.mark.eight_devices
+def test_inference_batches_that_do_not_fit():
+    with pytest.raises(InputError, match=r"^tiny: batch_size: expected a multiple of the 8 devices"):
+        check(inference(mesh=MeshConfig(data=8)), "tiny", "eight CPUs", jax.devices("cpu"))
+    with pytest.raises(InputError, match=r"^context: expected at least the 8 tokens of a prompt, found 4"):
+        dataclasses.replace(inference(), context=4)
+
+
+@pytest.mark.parametrize("name", ["inference-llama-3.1-8b", "inference-qwen3-32b"])
+def test_shipped_networks_have_the_published_sizes(name):
+    config = config_lib.load(InferenceConfig, name)
+    model = nnx.eval_shape(lambda: store.build(dataclasses.replace(config.model, layers=("full",) * 2)))
+    sizes = {path: math.prod(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    block = sum(size for path, size in sizes.items() if path[0] == "blocks") // 2
+    total = sum(sizes.values()) + (len(config.model.layers) - 2) * block
+    assert total == {"inference-llama-3.1-8b": 8_030_261_248, "inference-qwen3-32b": 32_762_123_264}[name]

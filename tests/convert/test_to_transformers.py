@@ -16,6 +16,7 @@ from tests.error_lines import assert_one_line
 from tests.extras import needs_transformers
 from tests.reference_impl.comparison import distance
 from tests.reference_impl.random_weights import random_network
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.loading import store
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
@@ -98,8 +99,7 @@ def test_quantised_weights_are_frozen(written: Any) -> None:
 
 
 @pytest.mark.parametrize(("config", "message"), [
-    (GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=1, n_heads=3, d_hidden=40),
-     "expected a network of family vanilla or routed, found gpt_neox"),
+    (SAEConfig(d_model=6, n_latents=20, k=4), "expected a network that transformers has, found a sae"),
     (dataclasses.replace(VANILLA, vocab_size=300), "vocab_size: expected 256, the bytes, found 300")])
 def test_other_networks(config: Any, message: str, tmp_path: Path,
                         capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,3 +107,13 @@ def test_other_networks(config: Any, message: str, tmp_path: Path,
     assert main([str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to", "hf"]) == 2
     assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "theirs").exists()
+
+
+def test_networks_of_transformers_are_written_as_by_torch(tmp_path: Path) -> None:
+    config = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=1, n_heads=3, d_hidden=40)
+    store.save(random_network(config, 0)[0], tmp_path / "ours")
+    for to in ("hf", "torch"):
+        assert main([str(tmp_path / "ours"), str(tmp_path / to), "--to", to]) == 0
+    files = {to: {path.name: path.read_bytes() for path in (tmp_path / to).iterdir()}
+             for to in ("hf", "torch")}
+    assert files["hf"] == files["torch"] and "model.safetensors" in files["hf"]

@@ -312,7 +312,7 @@ def test_file_truncated_while_reading(source: Path, monkeypatch: pytest.MonkeyPa
         return original_fromfile(*arguments)[:-1] if len(reads) > 5 else original_fromfile(*arguments)
 
     monkeypatch.setattr(np, "fromfile", fromfile)
-    assert_rejected(source, capsys, f"{source}: the file ends before the end of one of its tensors")
+    assert_rejected(source, capsys, f"{source}: truncated inside a tensor")
     assert len(reads) == 6
 
 

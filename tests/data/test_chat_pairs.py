@@ -131,7 +131,7 @@ def test_cutting(caplog: pytest.LogCaptureFixture) -> None:
     pair = cut(40, "who", "b" * 20)
     assert (pair.response, pair.complete) == ("b" * 20, False)
     assert cut(40, "who", "b" * 16) == ChatPair("who", "b" * 16, True, "x")
-    # A prompt that is too long loses its beginning; a short response stays whole.
+    # A prompt that is too long is truncated on the left; a short response stays whole.
     pair = cut(40, "".join(map(str, range(10))) * 4, "yes")
     assert (pair.response, pair.complete) == ("yes", True)
     assert pair.prompt == ("0123456789" * 4)[-(40 - given - len(" yes\nUSER:") + 1):] and pair.seq_len == 40
@@ -141,7 +141,7 @@ def test_cutting(caplog: pytest.LogCaptureFixture) -> None:
     # No character is cut in two.
     pair = cut(40, "€" * 20, "€" * 20)
     assert (pair.prompt, pair.response) == ("€", "€" * 7) and pair.seq_len == 39
-    # Text outside any turn loses its end.
+    # Text outside any turn is truncated on the right.
     assert cut(9, "In Gorham", "").prompt == "In Gorham" and cut(8, "In Gorham", "").prompt == "In Gorha"
     # Whole earlier turns go before anything else.
     turns = (("one", "first"), ("two", "second"))

@@ -14,7 +14,7 @@ import pytest
 from tilelli_jax.commands.data import main
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
-from tilelli_jax.data.documents import Source
+from tilelli_jax.data.documents import TextSource
 from tilelli_jax.data.shards import write_shards
 from tilelli_jax.data.synthetic import facts, stories, village
 from tilelli_jax.data.text_files import SAMPLE
@@ -132,7 +132,7 @@ def test_a_failed_run_changes_nothing(tmp_path):
 
     for error in (KeyboardInterrupt(), InputError("bad row"), RuntimeError()):
         with pytest.raises(type(error)):
-            write_shards(tmp_path / "new" / "out", [Source("x", failing(error))],
+            write_shards(tmp_path / "new" / "out", [TextSource("x", failing(error))],
                          valid_fraction=0.1)
         assert os.listdir(tmp_path) == []
 

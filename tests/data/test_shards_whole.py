@@ -16,7 +16,7 @@ from tests.kill_points import kill_at_every_file_operation, kill_command_at_ever
 from tilelli_jax.commands.data import main
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
-from tilelli_jax.data.documents import Source
+from tilelli_jax.data.documents import TextSource
 from tilelli_jax.data.shards import FILES, write_shards
 from tilelli_jax.data.synthetic import village
 from tilelli_jax.errors import InputError
@@ -110,7 +110,7 @@ def test_a_second_process_gets_an_error(tmp_path, capsys, options):
         listings.append(os.listdir(out))
         yield b"and more"
 
-    write_shards(out, [Source("slow", meanwhile())], valid_fraction=0.1, force=bool(options))
+    write_shards(out, [TextSource("slow", meanwhile())], valid_fraction=0.1, force=bool(options))
     assert statuses == [2] and sorted(name[:11] for name in listings[0]) == [".train.bin.", ".valid.bin."]
     assert_one_line(capsys.readouterr().err, f"{out}: is in use by another process")
     assert parts_of(out) == (b"some text, and mo", b"re")

@@ -132,7 +132,7 @@ def test_degenerate_inputs(name: str, kind: str) -> None:
 ROWS, RAGGED, MASKED = np.arange(40.0), [[0, 1], [1]], np.ma.masked_array(SCORES, [1, 0, 0, 0, 0, 0])
 X, Y = np.stack([ROWS, ROWS % 7], axis=1), (ROWS % 3 == 0).astype(int)
 FOLDS = folds.stratified(Y, 2)
-ORDER = selective.Order(LABELS, SCORES)
+ORDER = selective.Ranking(LABELS, SCORES)
 QUICK = probes.ProbeOptions(c_values=(0.1,), jobs=1)
 BOOTSTRAP = stats.PairedBootstrap(LABELS, {"a": SCORES, "b": SCORES[::-1]}, replicates=20)
 FRONTIER = cascade.frontier(LABELS, SCORES, SCORES, COSTS)

@@ -10,7 +10,7 @@ import pytest
 from tilelli_jax.eval import figures
 from tilelli_jax.eval.cascade import Costs, frontier, oracle_frontier
 from tilelli_jax.eval.metrics import reliability
-from tilelli_jax.eval.selective import GRID, Order, risk_coverage
+from tilelli_jax.eval.selective import GRID, Ranking, risk_coverage
 from tilelli_jax.eval.stats import Interval
 
 
@@ -30,7 +30,7 @@ def all_figures(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figu
         "ladder": figures.ladder(rungs, "AUROC of $5"), "effects": figures.effects(rungs),
         "reliability": figures.reliability({"raw": reliability(errors, scores)}),
         "risk_coverage": figures.risk_coverage({"P1": curve, "P2": curve},
-                                               Order(errors, errors).risks(GRID), 0.5),
+                                               Ranking(errors, errors).risks(GRID), 0.5),
         "pareto": figures.pareto({"P1": frontier(errors, 0 * errors, scores, costs)},
                                  oracle_frontier(errors, 0 * errors, costs), (0.5, 0.0), costs),
         "tradeoff": figures.tradeoff({"v7": ([0.1, 0.2], [0.7, 0.8]), "v9": ([0.9, 0.9], [0.8, 0.7])}, "x",
@@ -73,11 +73,11 @@ def test_intervals_of_at_most_two_curves(scored: tuple[np.ndarray, np.ndarray]) 
 
     def lines(n: int) -> list[Any]:
         curves = {f"curve {i}": curve for i in range(n)}
-        figure = figures.risk_coverage(curves, Order(errors, errors).risks(GRID), 0.5)
+        figure = figures.risk_coverage(curves, Ranking(errors, errors).risks(GRID), 0.5)
         assert ("Thin lines" in figures.intervals_caption(curves)) is (n < 3)
         return [line for line in figure.axes[0].lines if line.get_linewidth() == 0.5]
     assert [len(lines(n)) for n in (1, 2, 3)] == [2, 4, 0]
-    curves = figures.risk_coverage(dict.fromkeys("abc", curve), Order(errors, errors).risks(GRID), 0.5)
+    curves = figures.risk_coverage(dict.fromkeys("abc", curve), Ranking(errors, errors).risks(GRID), 0.5)
     starts = [line.get_markevery() for line in curves.axes[0].lines if line.get_label()[1:2] == ":"]
     assert starts == [(0, 3), (1, 3), (2, 3)]
 

@@ -153,5 +153,5 @@ def test_metrics_equal_recalls() -> None:
                 np.testing.assert_allclose(value, cases[f"{k}/{name}"], rtol=0, atol=1e-12)
             confidence = np.abs(probabilities - 0.5)
             if len(np.unique(confidence)) == len(confidence):  # Recall breaks ties by position
-                risks = selective.Order((probabilities >= 0.5) != labels, -confidence).risks()
+                risks = selective.Ranking((probabilities >= 0.5) != labels, -confidence).risks()
                 np.testing.assert_allclose(risks, cases[f"{k}/risk"], rtol=0, atol=1e-12)

@@ -28,7 +28,7 @@ def all_orders(errors: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def test_expected_risks(items: list[tuple[float, int]]) -> None:
     errors, scores = (np.array(column, float) for column in zip(*items, strict=True))
     expected = all_orders(errors, scores)
-    np.testing.assert_allclose(selective.Order(errors, scores).risks(), expected, atol=1e-12)
+    np.testing.assert_allclose(selective.Ranking(errors, scores).risks(), expected, atol=1e-12)
     assert math.isclose(selective.aurc(errors, scores), expected.mean(), abs_tol=1e-12)
 
 
@@ -37,8 +37,8 @@ def test_weights_equal_repeated_items(items: list[tuple[float, int]], seed: int)
     errors, scores = (np.array(column, float) for column in zip(*items, strict=True))
     weights = np.random.default_rng(seed).integers(0, 4, len(errors))
     weights[0] += 1
-    repeated = selective.Order(np.repeat(errors, weights), np.repeat(scores, weights))
-    weighted = selective.Order(errors, scores)
+    repeated = selective.Ranking(np.repeat(errors, weights), np.repeat(scores, weights))
+    weighted = selective.Ranking(errors, scores)
     np.testing.assert_allclose(weighted.risks(weights=weights), repeated.risks(), atol=1e-12)
     np.testing.assert_allclose(weighted.risks([0.3, 1.0], weights), repeated.risks([0.3, 1.0]), atol=1e-12)
 

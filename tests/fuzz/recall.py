@@ -27,7 +27,7 @@ from tests.fuzz.networks import save
 from tests.fuzz.running import Target
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.loading.fingerprint import network_fingerprint
-from tilelli_jax.loading.language import open_language
+from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
@@ -113,7 +113,7 @@ def _make_sidecars() -> None:
 
 def _make_study() -> None:
     _make_network(Path("network"))
-    language = open_language("network")
+    language = load_with_tokenizer("network")
     prompter = Prompter(language, PromptConfig("ask {question} ?", ""))
     prompts = [prompter(row["question"]) for row in _question_rows([""] * N)]
     answer_ids = answer(language, prompts, AnswersConfig(max_new=1, batch_size=16))

@@ -117,7 +117,7 @@ def test_invalid_prompts_raise(prompts: list, message: str) -> None:
 
 
 def test_generating_bytes_with_a_token_network_raises() -> None:
-    with pytest.raises(InputError, match="expected a network that reads bytes, found family gpt_neox"):
+    with pytest.raises(InputError, match="expected a byte-level network, found family gpt_neox"):
         tilelli_jax.generate(network("gpt_neox"), "Once upon a time")
 
 

@@ -39,7 +39,7 @@ def test_pieces_are_whole_characters(network: str, chunk: int, monkeypatch: pyte
     script, prompt = TEXT.encode(), list(b"01")
     model: Any = reciter(script)
     if network == "tokens":
-        model = SimpleNamespace(reads_bytes=False)
+        model = SimpleNamespace(is_byte_level=False)
         recite(monkeypatch, list(script[len(prompt):]))
 
     def streamed(n: int, **options: Any) -> tuple[list[str], bool]:
@@ -86,7 +86,8 @@ def test_tokens_become_the_text_that_follows_the_prompt(chunk: int, monkeypatch:
     tokenizer._tokenizer = words
     assert tokenizer.decode([2, 3]) == "cats", "the case of this test"
     recite(monkeypatch, [2, 3, 4, 5, 1], end=5)
-    stream = stream_text(SimpleNamespace(reads_bytes=False), tokenizer, [1], Sampling(max_new=5), chunk=chunk)
+    stream = stream_text(SimpleNamespace(is_byte_level=False), tokenizer, [1], Sampling(max_new=5),
+                         chunk=chunk)
     pieces, ended = collected(stream)
     assert "".join(pieces) == " cats sat" and ended and len(pieces) == -(-3 // chunk)
     assert text_after(tokenizer, [1], [2, 3, 4]) == " cats sat" and text_after(tokenizer, [1], []) == ""

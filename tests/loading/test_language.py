@@ -23,7 +23,7 @@ from tilelli_jax.loading.language import (
     ByteTokenizer,
     HuggingFaceTokenizer,
     load,
-    open_language,
+    load_with_tokenizer,
     read_chat_template,
 )
 from tilelli_jax.models.arrays import to_arrays
@@ -74,7 +74,7 @@ def raises_error(call: Callable[[], Any], *parts: str) -> None:
 def test_model_directories_read_bytes(tmp_path: Path) -> None:
     model, arrays = random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)
     store.save(model, tmp_path)
-    result = open_language(str(tmp_path))
+    result = load_with_tokenizer(str(tmp_path))
     assert_same_arrays(result.model, arrays)
     assert result.encode("é a") == [0xC3, 0xA9, 0x20, 0x61]
 
@@ -82,7 +82,7 @@ def test_model_directories_read_bytes(tmp_path: Path) -> None:
 def test_hugging_face_directories(neox: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(neox, tmp_path / "neox"))
     tokenizer(path)
-    result = open_language(path)
+    result = load_with_tokenizer(path)
     assert isinstance(result.model, FlaxGPTNeoXForCausalLM) and result.model.config == NEOX
     assert_same_arrays(result.model, random_network(NEOX, 0)[1])
     assert result.encode("a cat sat dog") == [3, 4, 5, 1] and result.encode("") == []  # no BOS token
@@ -92,10 +92,10 @@ def test_converted_directories_require_a_tokenizer(tmp_path: Path) -> None:
     """A model directory of a token-level network; the tokenizer is a file or a directory with it."""
     store.save(random_network(NEOX, 0)[0], tmp_path / "ours")
     file = tokenizer(tmp_path / "words")
-    raises_error(lambda: open_language(tmp_path / "ours"), str(tmp_path / "ours" / "tokenizer.json"),
+    raises_error(lambda: load_with_tokenizer(tmp_path / "ours"), str(tmp_path / "ours" / "tokenizer.json"),
                  "no such file: expected the network's tokenizer")
     for where in (file, file.parent, str(file)):
-        result = open_language(tmp_path / "ours", where)
+        result = load_with_tokenizer(tmp_path / "ours", where)
         assert result.encode("sat a") == [5, 3] and isinstance(result.model, FlaxGPTNeoXForCausalLM)
 
 
@@ -106,11 +106,11 @@ def test_tokens_that_begin_and_end_a_text(tmp_path: Path) -> None:
     for tree, expected in (({}, (5, 4)), ({"bos_token": "[BOS]", "eos_token": {"content": "a"}}, (0, 3)),
                            ({"bos_token": None, "eos_token": "missing"}, (None, None))):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(tree))
-        result = open_language(tmp_path)
+        result = load_with_tokenizer(tmp_path)
         assert (result.bos_id, result.eos_id) == expected
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "cat", "pad_token": "a"}))
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert open_language(tmp_path).bos_id == 4
+    assert load_with_tokenizer(tmp_path).bos_id == 4
 
 
 def test_truncation_and_padding_are_disabled(tmp_path: Path) -> None:
@@ -177,19 +177,22 @@ def test_lfs_pointers_and_pipes_raise(neox: Path, tmp_path: Path) -> None:
         tokenizer(tmp_path / name)
         file = tmp_path / name / name
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-        raises_error(lambda at=file.parent: open_language(at), f"{file}: is a git-lfs pointer, not the file")
+        raises_error(lambda at=file.parent: load_with_tokenizer(at),
+                     f"{file}: is a git-lfs pointer, not the file")
         file.unlink()
         os.mkfifo(file)
-        raises_error(lambda at=file.parent: open_language(at),
+        raises_error(lambda at=file.parent: load_with_tokenizer(at),
                      f"{file}: cannot be read: expected a regular file")
 
 
 def test_a_missing_tokenizer_raises(neox: Path, tmp_path: Path) -> None:
-    raises_error(lambda: open_language(neox), str(neox / "tokenizer.json"), "no such file")
-    raises_error(lambda: open_language(neox, tmp_path / "x.json"), str(tmp_path / "x.json"), "no such file")
+    raises_error(lambda: load_with_tokenizer(neox), str(neox / "tokenizer.json"), "no such file")
+    raises_error(lambda: load_with_tokenizer(neox, tmp_path / "x.json"), str(tmp_path / "x.json"),
+                 "no such file")
     pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
     (tmp_path / "tokenizer.json").write_text("{}")
-    raises_error(lambda: open_language(neox, tmp_path), str(tmp_path / "tokenizer.json"), "not a tokenizer: ")
+    raises_error(lambda: load_with_tokenizer(neox, tmp_path), str(tmp_path / "tokenizer.json"),
+                 "not a tokenizer: ")
 
 
 @pytest.mark.parametrize(("config", "family"), [
@@ -199,12 +202,12 @@ def test_a_missing_tokenizer_raises(neox: Path, tmp_path: Path) -> None:
 def test_networks_that_are_not_causal_raise(config: Any, family: str, tmp_path: Path) -> None:
     model = random_network(config, 0)[0] if family == "t5" else store.build(config)
     store.save(model, tmp_path)
-    assert load(tmp_path).config == config  # load accepts it, open_language does not
-    raises_error(lambda: open_language(tmp_path),
+    assert load(tmp_path).config == config  # load accepts it, load_with_tokenizer does not
+    raises_error(lambda: load_with_tokenizer(tmp_path),
                  f"{tmp_path}: expected a network that continues texts, found family {family}")
     if family == "t5":
         model.save_pretrained(tmp_path / "theirs")
-        raises_error(lambda: open_language(tmp_path / "theirs"), "continues texts, found family t5")
+        raises_error(lambda: load_with_tokenizer(tmp_path / "theirs"), "continues texts, found family t5")
 
 
 @pytest.mark.parametrize("kind", ["mamba", ["gpt_neox"], 3])

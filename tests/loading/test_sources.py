@@ -20,7 +20,7 @@ from tests.reference_impl.comparison import assert_same_weights
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
-from tilelli_jax.loading.language import open_language
+from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.loading.sources import FILES, OTHER_FILES, local_path
 
 COMMIT = "0123456789" * 4
@@ -74,14 +74,14 @@ def test_every_source_gives_the_same_network(network: tuple[Path, Any], hub: Pat
     file = write_gguf(tmp_path / "network.gguf", directory, tokenizer=LETTERS)
     put_into_cache(hub, directory)
     for source in (directory, str(directory), tmp_path / "ours", file, str(file), ID):
-        for model in (tilelli_jax.load(source), open_language(source).model):
+        for model in (tilelli_jax.load(source), load_with_tokenizer(source).model):
             assert model.config == LLAMA
             assert_same_weights(model, expected)
     for source in (directory, tmp_path / "ours", ID):
-        assert open_language(source).encode("a cat sat") == [4, 5, 6]
-    chat = open_language(ID).chat_template
+        assert load_with_tokenizer(source).encode("a cat sat") == [4, 5, 6]
+    chat = load_with_tokenizer(ID).chat_template
     assert chat is not None and (chat.template, chat.special) == (TEMPLATE, {"bos_token": "<s>"})
-    assert open_language(file).encode("cab") == [10, 34]
+    assert load_with_tokenizer(file).encode("cab") == [10, 34]
 
 
 def test_files_without_the_suffix_are_recognised(network: tuple[Path, Any], tmp_path: Path) -> None:
@@ -118,15 +118,15 @@ def test_what_is_downloaded(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_offline(hub: Path) -> None:
     raises_error(lambda: tilelli_jax.load(ID), f"{ID}: no such file or directory, not in the Hugging Face "
                  "cache, and the hub cannot be reached")
-    raises_error(lambda: open_language("owner/a..b"), "owner/a..b: no such file or directory, nor an id of "
-                 "the Hugging Face hub: ")
+    raises_error(lambda: load_with_tokenizer("owner/a..b"),
+                 "owner/a..b: no such file or directory, nor an id of the Hugging Face hub: ")
 
 
 @pytest.mark.parametrize(("error", "message"), [
     ("GatedRepoError", "is gated: accept its terms on its page of the Hugging Face hub, then run `hf auth "
      "login`"),
-    ("RepositoryNotFoundError", "no such file or directory, nor a network of the Hugging Face hub that you "
-     "may read"),
+    ("RepositoryNotFoundError", "no such file or directory, and no Hugging Face repository that you can "
+     "access"),
     ("LocalEntryNotFoundError", "the hub cannot be reached (LocalEntryNotFoundError)")])
 def test_refusals_of_the_hub(error: str, message: str, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
@@ -137,7 +137,7 @@ def test_refusals_of_the_hub(error: str, message: str, hub: Path, monkeypatch: p
         raise kind.__new__(kind)  # without the response that its constructor requires
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    for call in (tilelli_jax.load, open_language, network_fingerprint):
+    for call in (tilelli_jax.load, load_with_tokenizer, network_fingerprint):
         raises_error(lambda call=call: call(ID), f"{ID}: ", message)
 
 

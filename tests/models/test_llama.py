@@ -34,8 +34,9 @@ QWEN3 = replace(LLAMA, model_type="qwen3")
 GEMMA3 = Gemma3Config(vocab_size=61, d_model=24, layers=("sliding", "sliding", "full"), max_seq_len=64,
                       n_heads=4, n_kv_heads=2, d_head=6, d_hidden=20, window=5, query_scale=7, end_ids=(1, 6))
 LINEAR = RotaryScaling(kind="linear", factor=4.0)
-LLAMA3 = RotaryScaling(kind="llama3", factor=8.0, original_len=16, low_frequency=1.0, high_frequency=4.0)
-YARN = RotaryScaling(kind="yarn", factor=4.0, original_len=16, beta_fast=4.0, amplitude=1.1386)
+LLAMA3 = RotaryScaling(kind="llama3", factor=8.0, original_max_len=16, low_freq_factor=1.0,
+                       high_freq_factor=4.0)
+YARN = RotaryScaling(kind="yarn", factor=4.0, original_max_len=16, beta_fast=4.0, attention_factor=1.1386)
 CONFIGS: dict[str, Any] = {
     "llama": LLAMA,
     "llama: one key head, untied": replace(LLAMA, n_kv_heads=1, tie_embeddings=False),

@@ -31,7 +31,7 @@ pytest.importorskip("gguf", reason="gguf (extra: gguf) is not installed")
 import gguf
 
 SIX = (*("sliding",) * 5, "full")
-PUBLISHED = replace(LLAMA3, original_len=8192)
+PUBLISHED = replace(LLAMA3, original_max_len=8192)
 CONFIGS: dict[str, Any] = {
     "llama": LLAMA,
     "llama: biases, untied": replace(LLAMA, attention_bias=True, mlp_bias=True, tie_embeddings=False),
@@ -354,14 +354,14 @@ def test_arrays_longer_than_the_file_are_refused(key: str, length: int, content:
     place = content.index(key.encode()) + len(key) + 8  # after the types of the value and its elements
     path = tmp_path / "a.gguf"
     path.write_bytes(content[:place] + length.to_bytes(8, "little") + content[place + 8:])
-    raises_error(lambda: read_gguf(path), f"{path}: not a complete GGUF file: its header ends early")
+    raises_error(lambda: read_gguf(path), f"{path}: not a complete GGUF file: truncated header")
 
 
 def test_gguf_is_required(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gguf").write_bytes(content)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    raises_error(lambda: read_gguf(tmp_path / "a.gguf"), str(tmp_path), "a.gguf: reading it needs gguf: "
-                 "pip install 'tilelli_jax[gguf]'")
+    raises_error(lambda: read_gguf(tmp_path / "a.gguf"), str(tmp_path),
+                 "a.gguf: reading GGUF files needs gguf: pip install 'tilelli_jax[gguf]'")
 
 
 def test_a_file_that_shrinks_is_refused(content: bytes, tmp_path: Path) -> None:
@@ -369,7 +369,8 @@ def test_a_file_that_shrinks_is_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     tensors = read_gguf(path).tensors
     path.write_bytes(content[:len(content) // 2])
-    raises_error(lambda: [tensor.read() for tensor in tensors.values()], str(path), "the file ends before it")
+    raises_error(lambda: [tensor.read() for tensor in tensors.values()], str(path),
+                 "truncated inside tensor ")
 
 
 @needs_transformers

@@ -20,7 +20,7 @@ from tests.gguf_files import write_gguf
 from tests.models.test_llama import LLAMA
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.errors import InputError
-from tilelli_jax.loading.language import HuggingFaceTokenizer, open_language
+from tilelli_jax.loading.language import HuggingFaceTokenizer, load_with_tokenizer
 from tilelli_jax.pretrained.gguf_tokenizer import TOKENIZER, TOKENIZER_CONFIG, tokenizer_files
 
 pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
@@ -213,7 +213,7 @@ def test_chat_template_and_special_tokens(directory: Path, tmp_path: Path) -> No
         "tokenizer.chat_template": TEMPLATE})
     assert convert([str(path), str(tmp_path / "out")]) == 0
     for source in (path, tmp_path / "out"):
-        language = open_language(source)
+        language = load_with_tokenizer(source)
         assert language.encode(LINES[0]) == reference.encode(LINES[0], add_special_tokens=False).ids
         chat = language.chat_template
         assert chat is not None and chat.template == TEMPLATE
@@ -242,10 +242,11 @@ def raises_error(call: Callable[[], Any], *parts: str) -> None:
 
 def test_files_without_a_tokenizer(directory: Path, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "a.gguf", directory)
-    raises_error(lambda: open_language(path), f"{path}: expected a tokenizer in its metadata, found none")
+    raises_error(lambda: load_with_tokenizer(path),
+                 f"{path}: expected a tokenizer in its metadata, found none")
     files = tokenizer_files({"general.architecture": "llama", **byte_level("smollm")[0]}, "a.gguf")
     (tmp_path / TOKENIZER).write_bytes(files[TOKENIZER])
-    assert open_language(path, tmp_path / TOKENIZER).encode("a")
+    assert load_with_tokenizer(path, tmp_path / TOKENIZER).encode("a")
     assert json.loads(files[TOKENIZER_CONFIG])["bos_token"] == "<|im_start|>"
 
 
@@ -284,10 +285,11 @@ def test_missing_packages(directory: Path, tmp_path: Path, monkeypatch: pytest.M
         "tokenizer.chat_template": TEMPLATE})
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "tokenizers", None)
-        raises_error(lambda: open_language(path), f"{path}: its tokenizer needs tokenizers: pip install "
-                     "'tilelli_jax[hf]'")
+        raises_error(lambda: load_with_tokenizer(path),
+                     f"{path}: reading the tokenizer needs tokenizers: pip install 'tilelli_jax[hf]'")
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "transformers.utils.chat_template_utils", None)
-    language = open_language(path)  # only the chat template needs transformers
+    language = load_with_tokenizer(path)  # only the chat template needs transformers
     assert language.encode("a") and language.chat_template is not None
-    raises_error(lambda: language.chat_template.format_prompt("Who?"), f"{path}: it needs transformers")
+    raises_error(lambda: language.chat_template.format_prompt("Who?"),
+                 f"{path}: rendering the chat template needs transformers")

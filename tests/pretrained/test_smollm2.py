@@ -22,7 +22,7 @@ from tests.references import STORED, needs
 from tests.smollm2 import smollm2_file
 from tilelli_jax.cli import program_cache
 from tilelli_jax.generation.decoding import generate_ids
-from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.loading.language import LanguageModel, load_with_tokenizer
 from tilelli_jax.pretrained.gguf import read_gguf
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800), needs_transformers, *(
@@ -45,13 +45,13 @@ def file() -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(file: Path) -> Language:
-    return open_language(file)
+def ours(file: Path) -> LanguageModel:
+    return load_with_tokenizer(file)
 
 
 def compute(file: str, out: str, text: str) -> None:
     """Writes our results: logits of the prompts, answers, and the NLL of a text if it exists."""
-    language = open_language(file)
+    language = load_with_tokenizer(file)
     model = language.model
     graph, weights = nnx.split(model)  # weights as constants would be compiled into the programs
     logits = jax.jit(lambda weights, ids: nnx.merge(graph, weights)(ids))
@@ -66,14 +66,14 @@ def compute(file: str, out: str, text: str) -> None:
     np.savez(out, **{name: np.asarray(array) for name, array in results.items()})
 
 
-def padded(language: Language) -> tuple[np.ndarray, list[int]]:
+def padded(language: LanguageModel) -> tuple[np.ndarray, list[int]]:
     """The prompts, and their lengths; what follows a prompt does not change its logits."""
     rows = [language.encode(prompt) for prompt in PROMPTS]
     lengths = [len(row) for row in rows]
     return np.array([row + [0] * (max(lengths) - len(row)) for row in rows]), lengths
 
 
-def windows(language: Language, text: str | Path) -> np.ndarray:
+def windows(language: LanguageModel, text: str | Path) -> np.ndarray:
     ids = language.encode(Path(text).read_text()[:5 * N_TOKENS])[:N_TOKENS]
     assert len(ids) == N_TOKENS
     return np.pad(ids, (0, -N_TOKENS % WINDOW)).reshape(-1, WINDOW)
@@ -121,7 +121,7 @@ def test_every_tensor_is_equal(file: Path, theirs: Any) -> None:
                                    err_msg=name)
 
 
-def test_logits_are_equal(ours: Language, theirs: Any, results: dict[str, np.ndarray]) -> None:
+def test_logits_are_equal(ours: LanguageModel, theirs: Any, results: dict[str, np.ndarray]) -> None:
     import torch
     ids, lengths = padded(ours)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_logits_are_equal(ours: Language, theirs: Any, results: dict[str, np.nda
         assert np.abs(a - b).max() < 1e-4 * np.abs(b).max(), PROMPTS[i]
 
 
-def test_greedy_answers_are_equal(ours: Language, theirs: Any, their_tokenizer: Any,
+def test_greedy_answers_are_equal(ours: LanguageModel, theirs: Any, their_tokenizer: Any,
                                   results: dict[str, np.ndarray]) -> None:
     import torch
     chat, end = ours.chat_template, theirs.config.eos_token_id
@@ -174,7 +174,7 @@ def lines_of_text() -> list[str]:
     return lines
 
 
-def test_tokens_are_equal(ours: Language, their_tokenizer: Any) -> None:
+def test_tokens_are_equal(ours: LanguageModel, their_tokenizer: Any) -> None:
     """transformers does not know that SmolLM2 cuts off each digit; this is set as in its tokenizer.json."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     lines = lines_of_text()
@@ -192,7 +192,7 @@ def test_tokens_are_equal(ours: Language, their_tokenizer: Any) -> None:
 
 
 @needs(TEXT)
-def test_perplexity_is_equal(ours: Language, theirs: Any, results: dict[str, np.ndarray]) -> None:
+def test_perplexity_is_equal(ours: LanguageModel, theirs: Any, results: dict[str, np.ndarray]) -> None:
     import torch
     rows = windows(ours, TEXT)
     real = np.arange(rows.size).reshape(rows.shape)[:, 1:] < N_TOKENS

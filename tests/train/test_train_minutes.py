@@ -46,7 +46,7 @@ def test_a_budget_is_a_number_of_updates(finished, tiny_file, tmp_path, capsys, 
     monkeypatch.setattr(loop, "should_stop", lambda step: False)
     assert main(args) == 0
     assert "per second" not in capsys.readouterr().out and decided == [5.0]
-    assert losses(run_dir) == losses(finished[0])  # to the bit
+    assert losses(run_dir) == losses(finished[0])  # bit for bit
     assert (run_dir / "model/model.safetensors").read_bytes() == (
         finished[0] / "model/model.safetensors").read_bytes()
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 12

@@ -131,7 +131,7 @@ def test_training_continues_from_an_existing_head(folder: Path, only_head: Path,
 def test_an_interrupted_run_equals_an_uninterrupted_one(
         folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
-    """To the bit, including the router_kl loss state, and without the starting model."""
+    """Bit for bit, including the router_kl loss state, and without the starting model."""
     goal = {"train": ["router", "abstain"], "abstain_weight": 1, "router_entropy_weight": 2,
             "router_kl_weight": 0.5}
     shutil.copytree(folder / "routed", tmp_path / "start")

@@ -114,7 +114,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(activations: Path, tmp_p
 
 @pytest.mark.exhaustive
 def test_batch_topk_with_prefixes(activations: Path, tmp_path: Path) -> None:
-    """Interrupted or not, the weights and threshold are equal to the bit; held-out rows use the threshold."""
+    """Interrupted or not, weights and threshold are equal bit for bit; held-out rows use the threshold."""
     config = configured(activations, tmp_path)
     for run, steps in (("whole", (40,)), ("parts", (20, 40))):
         for n in steps:

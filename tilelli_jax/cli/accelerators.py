@@ -54,6 +54,7 @@ def remedy(accelerator: Accelerator) -> str:
 
 
 def is_installed(package: str) -> bool:
+    """Whether a package of this name is installed, without importing it."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -62,6 +63,7 @@ def is_installed(package: str) -> bool:
 
 
 def has_nvidia_gpu() -> bool:
+    """Whether the machine has an NVIDIA GPU, with or without a JAX that can use it."""
     if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/proc/driver/nvidia/gpus").is_dir():
         return True
     if shutil.which("nvidia-smi") is None:
@@ -74,11 +76,13 @@ def has_nvidia_gpu() -> bool:
 
 
 def has_tpu() -> bool:
+    """Whether one of the machine's PCI devices is a TPU."""
     return any(_read(vendor) == "0x1ae0" and _read(vendor.with_name("device")) in TPU_PCI_IDS
                for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"))
 
 
 def has_apple_gpu() -> bool:
+    """Whether the machine is a Mac with Apple silicon."""
     return (platform.system(), platform.machine()) == ("Darwin", "arm64")
 
 

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tilelli_jax.cli import allocator
+
 GRACE = 1.0  # seconds from a second signal to the end of the process
 PATIENCE = 1.0  # seconds until a message explains why the process has not ended yet
 RETRY = 0.01  # seconds until a dropped exception is raised again
@@ -202,6 +204,7 @@ class _Handlers:
         self.woken = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self.unraisable = sys.unraisablehook
         sys.unraisablehook = self.dropped
+        allocator.share_one_arena()  # before the first thread
         self.thread = threading.Thread(target=self.watch, args=(reader,), name="signals", daemon=True)
         self.thread.start()
 

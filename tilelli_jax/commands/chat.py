@@ -1,6 +1,6 @@
 """Chats with a network in turns: tilelli chat --model DIR.
 
-A network that reads bytes gets turns "USER: …" and "TILELLI: …", one line each; its turn ends when it starts
+A byte-level network gets turns "USER: …" and "TILELLI: …", one line each; its turn ends when it starts
 a new USER: line. A pretrained network gets the chat template of its tokenizer. Commands: /reset clears the
 conversation, /temp T sets the temperature, /help lists the commands, /quit. Input from a file or a pipe is
 printed after USER:, so that the output is a transcript.
@@ -29,7 +29,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.generation import abstain_rule
 from tilelli_jax.generation.abstain_rule import AbstainRule
 from tilelli_jax.generation.text_stream import stream_text
-from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, Language
+from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, LanguageModel
 from tilelli_jax.models.decoder import CausalLM, Decoder
 from tilelli_jax.models.sampling import Sampling, add_options, from_options
 
@@ -85,7 +85,7 @@ def crop(history: str, size: int) -> str:
 
 
 def knows_turns(model: CausalLM) -> bool:
-    """Whether a network that reads bytes has learned where the user's turn begins.
+    """Whether a byte-level network has learned where the user's turn begins.
 
     After "\\nU" it must predict "SER:" with a probability of at least 1/2. Networks trained on turns have a
     probability near 1, as the start of the user's turn is the end of every response; networks trained on
@@ -126,7 +126,7 @@ class Conversation(abc.ABC):
 
     @abc.abstractmethod
     def ask(self, line: str) -> bool:
-        """Adds the user's turn. Returns whether the conversation lost its start to make room."""
+        """Adds the user's turn. Returns whether the conversation was truncated on the left."""
 
     @abc.abstractmethod
     def reply(self, sampling: Sampling) -> Generator[str, None, bool]:
@@ -179,7 +179,7 @@ class TemplateConversation(Conversation):
 
     label = "MODEL: "
 
-    def __init__(self, language: Language, template: ChatTemplate, sampling: Sampling) -> None:
+    def __init__(self, language: LanguageModel, template: ChatTemplate, sampling: Sampling) -> None:
         super().__init__(language.model, sampling)
         self._tokenizer, self._template = language.tokenizer, template
         self.messages: list[dict[str, str]] = []
@@ -210,11 +210,11 @@ class TemplateConversation(Conversation):
         return True  # the chat template defines the turns
 
 
-def _new_conversation(language: Language, sampling: Sampling,
+def _new_conversation(language: LanguageModel, sampling: Sampling,
                       options: argparse.Namespace) -> tuple[Conversation, str]:
     """Returns an empty conversation, and a note to print."""
     model = language.model
-    if model.reads_bytes:
+    if model.is_byte_level:
         if not options.abstain:
             return ByteConversation(model, sampling, functools.partial(reply, model)), ""
         abstain = abstain_rule.read(options.model, model)
@@ -222,7 +222,7 @@ def _new_conversation(language: Language, sampling: Sampling,
                 "does not hold for later turns.")
         return ByteConversation(model, sampling, _abstaining_reply(model, abstain)), note
     if options.abstain:
-        raise InputError("--abstain: expected a network that reads bytes, found family "
+        raise InputError("--abstain: expected a byte-level network, found family "
                          f"{model.config.family}")
     if language.chat_template is None:
         raise InputError(f"{options.tokenizer or options.model}: expected a tokenizer with a chat template, "
@@ -275,7 +275,7 @@ def _converse(conversation: Conversation, sampling: Sampling, model: str) -> int
                         print(TEXT_ONLY.format(model=model))
                 if conversation.length() > trained and not passed:
                     passed = True
-                    unit = "bytes" if conversation.model.reads_bytes else "tokens"
+                    unit = "bytes" if conversation.model.is_byte_level else "tokens"
                     print(f"(the conversation exceeds the {trained} {unit} that the model was trained on"
                           + (f"; each byte sees the last {trained} only)"
                              if conversation.model.config.positions == "learned" else ")"))

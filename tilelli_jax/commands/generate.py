@@ -27,7 +27,7 @@ from tilelli_jax.generation import abstain_rule, decoding
 from tilelli_jax.generation.text_stream import stream_text, text_after
 from tilelli_jax.io import json_text
 from tilelli_jax.io.files import check_output, read_bytes, write_atomically, writing_to
-from tilelli_jax.loading.language import Language
+from tilelli_jax.loading.language import LanguageModel
 from tilelli_jax.models import sampling
 from tilelli_jax.models.sampling import Sampling
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     check_output("--out", options.out)
     language = open_network_options(options)
     inputs = _formatted(prompts, language, options)
-    stop = [*options.stop, *([STOP] if options.chat and language.model.reads_bytes else [])]
+    stop = [*options.stop, *([STOP] if options.chat and language.model.is_byte_level else [])]
     abstain = _read_rule(language, options)
     abstained = ([False] * len(inputs) if abstain is None else
                  abstain.abstains(abstain_rule.signal_reader(language.model, abstain.signal), inputs))
@@ -76,11 +76,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _formatted(prompts: list[bytes], language: Language, options: argparse.Namespace) -> list[bytes]:
+def _formatted(prompts: list[bytes], language: LanguageModel, options: argparse.Namespace) -> list[bytes]:
     """Returns the network's inputs; with --chat, each is the user's turn and the start of the model's."""
     if not options.chat:
         return prompts
-    if language.model.reads_bytes:  # the bytes of a prompt need not be UTF-8
+    if language.model.is_byte_level:  # the bytes of a prompt need not be UTF-8
         return [user_turn(prompt.decode(errors="surrogateescape")).encode(errors="surrogateescape")
                 for prompt in prompts]
     if language.chat_template is None:
@@ -89,11 +89,11 @@ def _formatted(prompts: list[bytes], language: Language, options: argparse.Names
     return [language.chat_template.format_prompt(_text(prompt)).encode() for prompt in prompts]
 
 
-def _read_rule(language: Language, options: argparse.Namespace) -> abstain_rule.AbstainRule | None:
+def _read_rule(language: LanguageModel, options: argparse.Namespace) -> abstain_rule.AbstainRule | None:
     if not options.abstain:
         return None
-    if not language.model.reads_bytes:
-        raise InputError(f"--abstain: expected a network that reads bytes, found family "
+    if not language.model.is_byte_level:
+        raise InputError(f"--abstain: expected a byte-level network, found family "
                          f"{language.model.config.family}")
     rule = abstain_rule.read(options.model, language.model)
     if not options.chat:
@@ -102,33 +102,33 @@ def _read_rule(language: Language, options: argparse.Namespace) -> abstain_rule.
     return rule
 
 
-def _token_ids(language: Language, text: bytes, options: argparse.Namespace) -> list[int]:
+def _token_ids(language: LanguageModel, text: bytes, options: argparse.Namespace) -> list[int]:
     """Returns the ids of an input. A chat template has its own BOS token."""
-    if language.model.reads_bytes:
+    if language.model.is_byte_level:
         return list(text)
     return language.tokenizer.encode_with_spans(_text(text), special=not options.chat).ids
 
 
-def _print(language: Language, text: bytes, stop: list[str], sampling_options: Sampling,
+def _print(language: LanguageModel, text: bytes, stop: list[str], sampling_options: Sampling,
            options: argparse.Namespace) -> None:
     """Prints an input with its continuation as it is decoded; after a chat template, the reply alone."""
     pieces = stream_text(language.model, language.tokenizer, _token_ids(language, text, options),
                          sampling_options, stop=stop, chunk=CHUNK)
     with _notes():
         first = next(pieces)  # before anything is printed, as this may raise
-    is_template = options.chat and not language.model.reads_bytes
+    is_template = options.chat and not language.model.is_byte_level
     print("" if is_template else _text(text), end="")
     for piece in itertools.chain([first], pieces):
         print(piece, end="", flush=True)
     print()
 
 
-def _continued(language: Language, inputs: list[bytes], stop: list[str], sampling_options: Sampling,
+def _continued(language: LanguageModel, inputs: list[bytes], stop: list[str], sampling_options: Sampling,
                options: argparse.Namespace) -> list[Output]:
     """Returns the continuations of all inputs."""
     settings = dataclasses.asdict(sampling_options)
     with _notes():
-        if language.model.reads_bytes:
+        if language.model.is_byte_level:
             results = decoding.generate(language.model, inputs, stop=stop, **settings)
             return [Output(result.text, result.stopped) for result in results]
         prompts = [_token_ids(language, text, options) for text in inputs]

@@ -5,25 +5,26 @@ from __future__ import annotations
 import argparse
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.loading.language import LanguageModel, load_with_tokenizer
 from tilelli_jax.models.decoder import ComputeConfig
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --model and --tokenizer, and how the network is computed."""
     parser.add_argument("--model", required=True, metavar="PATH", help=(
         "model directory, Hugging Face directory, GGUF file, or id of the Hugging Face hub (Llama, Mistral, "
         "Qwen, Gemma, Pythia)"))
     parser.add_argument("--tokenizer", default="", metavar="PATH", help=(
-        "tokenizer.json, or a directory with it; networks of bytes need none [the network's]"))
+        "tokenizer.json, or a directory with it; byte-level networks need none [the network's]"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=(
         "type of the computation; with bfloat16 the weights keep the type of the file [%(default)s]"))
 
 
-def open_network_options(options: argparse.Namespace) -> Language:
+def open_network_options(options: argparse.Namespace) -> LanguageModel:
     """Loads the network of `add_network_options`. Raises InputError if it cannot continue text."""
     compute = None if options.dtype == "float32" else ComputeConfig(dtype=options.dtype)
-    language = open_language(options.model, options.tokenizer, compute)
-    if options.tokenizer and language.model.reads_bytes:
-        raise InputError(f"--tokenizer: expected none, as {options.model} reads bytes, found "
+    language = load_with_tokenizer(options.model, options.tokenizer, compute)
+    if options.tokenizer and language.model.is_byte_level:
+        raise InputError(f"--tokenizer: expected none, as {options.model} is a byte-level network, found "
                          f"{options.tokenizer}")
     return language

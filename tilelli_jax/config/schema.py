@@ -76,16 +76,19 @@ class Section:
 
 @functools.cache
 def hints_of(cls: Any) -> dict[str, Any]:
+    """The type of each field of a section."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
+    """The members of a union type; a single type as it is."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if is_union else (hint,)
 
 
 def sections_of(hint: Any) -> list[Any]:
+    """The sections among the members of a type."""
     return [option for option in options_of(hint) if dataclasses.is_dataclass(option)]
 
 
@@ -105,6 +108,7 @@ def mapping_of(hint: Any) -> Any:
 
 
 def family_of(section: Any) -> str:
+    """The value of the key that selects this section."""
     return typing.get_args(hints_of(section)[DISCRIMINATOR])[0]
 
 

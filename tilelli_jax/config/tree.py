@@ -86,6 +86,7 @@ def nearest(word: str, known: Iterable[Any]) -> str:
 
 
 def did_you_mean(near: str) -> str:
+    """The end of an error message that suggests `near`; empty if there is none."""
     return f"; did you mean '{near}'?" if near else ""
 
 

@@ -46,8 +46,8 @@ class ChatConfig(Section):
         "text; a conversation counts by its first prompt", above=0, below=1)
     too_long: TooLong = setting(
         "error", "what to do with pairs longer than train.seq_len, in training and validation: error; drop, "
-        "leave them out; cut, shorten them: leave out earlier turns, then the beginning of the prompt until "
-        "the response has half of the row or all it needs, then the end of the response")
+        "leave them out; cut, shorten them: leave out earlier turns, then truncate the prompt on the left "
+        "until the response has half of the row or all it needs, then the response on the right")
     pack: bool = setting(
         False, "put several pairs in a training row, each read as a later turn of those before it; false: "
         "one padded pair per row, as always in validation")

@@ -22,7 +22,7 @@ BUILT_IN = ("stories", "facts", "village")
 HUGGING_FACE = "hf:NAME[#SUBSET][@REVISION][:COLUMN]"  # e.g. hf:HuggingFaceFW/fineweb-edu#sample-10BT
 
 
-class Source(NamedTuple):
+class TextSource(NamedTuple):
     """The bytes of a source for training, and for validation if the source has a validation split."""
 
     name: str
@@ -32,7 +32,7 @@ class Source(NamedTuple):
 
 
 def open_sources(name: str, *, column: str | None = None, separator: bytes = SEPARATOR,
-                 stories_bytes: tuple[int, int] = (4_000_000, 400_000)) -> Iterator[Source]:
+                 stories_bytes: tuple[int, int] = (4_000_000, 400_000)) -> Iterator[TextSource]:
     """Yields the sources of `name`: 'stories', 'facts', 'village', an hf source, a file or a glob.
 
     Each file of a glob is a source, in the order of their names. `text_files` reads text files; in records,
@@ -51,23 +51,23 @@ def open_sources(name: str, *, column: str | None = None, separator: bytes = SEP
     """
     if name == "stories":
         train, valid = stories_bytes
-        yield Source(name, first_bytes(stories.stream(0, "train"), train),
+        yield TextSource(name, first_bytes(stories.stream(0, "train"), train),
                      first_bytes(stories.stream(0, "valid"), valid), train + valid)
     elif name == "facts":
         train_text, valid_text = facts.text(0, split="train"), facts.text(0, split="valid")
-        yield Source(name, [train_text], [valid_text], len(train_text) + len(valid_text))
+        yield TextSource(name, [train_text], [valid_text], len(train_text) + len(valid_text))
     elif name == "village":
         world = village.world()
         train_text, valid_text = village.text(world), village.text(world, split="valid")
-        yield Source(name, [train_text], [valid_text], len(train_text) + len(valid_text))
+        yield TextSource(name, [train_text], [valid_text], len(train_text) + len(valid_text))
     elif is_data_set(name):
         yield _hugging_face(name, column, separator)
     else:
         for path in find_files(name):
             if is_json_lines(path):
-                yield Source(name, _joined(_text_of(json_lines(path), column), separator))
+                yield TextSource(name, _joined(_text_of(json_lines(path), column), separator))
             else:
-                yield Source(name, text_chunks(path), size=path.stat().st_size)
+                yield TextSource(name, text_chunks(path), size=path.stat().st_size)
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -192,11 +192,11 @@ def _only_text(row: Mapping[str, Any], where: str) -> str:
     return names[0]
 
 
-def _hugging_face(source: str, column: str | None, separator: bytes) -> Source:
+def _hugging_face(source: str, column: str | None, separator: bytes) -> TextSource:
     try:
         import datasets
     except ImportError:
-        raise extras.missing("datasets", f"{source}: reading it") from None
+        raise extras.missing("datasets", f"{source}: reading a Hugging Face data set") from None
     parts = re.fullmatch(r"hf:([^#@:]+)(?:#([^@:]+))?(?:@([^:]+))?(?::(.+))?", source)
     if parts is None:
         raise InputError(f"{source}: expected {HUGGING_FACE}")
@@ -215,7 +215,7 @@ def _hugging_face(source: str, column: str | None, separator: bytes) -> Source:
                 for i, row in zip(itertools.count(), _rows(source, splits[split])))
         return _joined(_text_of(rows, column), separator)
 
-    return Source(source, text("train"), text(held_out) if held_out else None)
+    return TextSource(source, text("train"), text(held_out) if held_out else None)
 
 
 def _rows(source: str, split: Iterable[Any]) -> Iterator[Any]:

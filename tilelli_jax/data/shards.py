@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tilelli_jax.data.byte_corpus import ByteCorpus
-from tilelli_jax.data.documents import SEPARATOR, Source, first_bytes
+from tilelli_jax.data.documents import SEPARATOR, TextSource, first_bytes
 from tilelli_jax.data.file_sets import left_behind, replace_files
 from tilelli_jax.data.text_files import CHUNK, map_bytes
 from tilelli_jax.errors import InputError
@@ -35,7 +35,7 @@ FILES = (*PARTS, META)
 FORMAT = 2  # of meta.json; format 1 has neither this key nor a fingerprint
 
 
-def write_shards(out: str | Path, sources: Sequence[Source], *, valid_fraction: float,
+def write_shards(out: str | Path, sources: Sequence[TextSource], *, valid_fraction: float,
                  separator: bytes = SEPARATOR, max_bytes: int | None = None, force: bool = False,
                  ) -> dict[str, Any]:
     """Writes the shards of `sources` to the directory `out`, and returns the contents of meta.json.
@@ -149,8 +149,8 @@ def _fingerprint(parts: Sequence[ByteCorpus]) -> str:
     return " ".join(part.fingerprint() for part in parts)
 
 
-def _write(temporary: Mapping[str, Path], sources: Sequence[Source], valid_fraction: float, separator: bytes,
-           max_bytes: int | None) -> dict[str, Any]:
+def _write(temporary: Mapping[str, Path], sources: Sequence[TextSource], valid_fraction: float,
+           separator: bytes, max_bytes: int | None) -> dict[str, Any]:
     """Writes train.bin, valid.bin and meta.json to the paths in `temporary`."""
     entries: dict[str, dict[str, Any]] = {}
     remaining = sys.maxsize if max_bytes is None else max_bytes

@@ -25,14 +25,14 @@ class SAEConfig(Section):
     family: Literal["sae"] = setting("sae", "network family")
     d_model: int = setting(1024, "width of the activations", min=1)
     n_latents: int = setting(4096, "number of latents", min=1)
-    k: int = setting(32, "largest number of active latents per row (topk), or their average (batch_topk); "
+    k: int = setting(32, "maximum number of active latents per row (topk), or their average (batch_topk); "
                      "0 for jumprelu, which has none", min=0)
     activation: Literal["topk", "batch_topk", "jumprelu"] = setting(
         "topk", "how active latents are selected. topk: the k largest of each row. batch_topk: in training "
         "the rows · k largest of the batch, afterwards those above a threshold estimated in training. "
         "jumprelu: those above the latent's own threshold; cannot be trained, only converted")
     max_active: int = setting(
-        0, "largest number of active latents per row for batch_topk and jumprelu, which bounds memory; 0: "
+        0, "maximum number of active latents per row for batch_topk and jumprelu, which bounds memory; 0: "
         "4 · k for batch_topk, all for jumprelu", min=0)
     input_norm: Literal["none", "layer_norm"] = setting(
         "none", "normalisation of each row before encoding, undone after decoding: none, or layer_norm "
@@ -41,14 +41,14 @@ class SAEConfig(Section):
         "rows", "normalisation of the decoder to length 1: rows (each latent's direction), columns (each "
         "dimension of the activations over all latents, as in fm-difficulty-probe), or none")
     source_model: str = setting(
-        "", "network whose activations the autoencoder was trained on; empty: not stated")
-    hook: str = setting("", "hook of the activations in that network; empty: not stated")
-    layer: int = setting(-1, "layer of the activations in that network; -1: not stated", min=-1)
+        "", "source model: the network that the activations come from; empty: not stated")
+    hook: str = setting("", "source hook: the hook that the activations come from; empty: not stated")
+    layer: int = setting(-1, "source layer: the layer that the activations come from; -1: not stated", min=-1)
     prepend_bos: bool | None = setting(
-        None, "whether the texts of the activations began with a BOS token; null: not stated")
+        None, "whether the texts that the activations come from began with a BOS token; null: not stated")
     context_size: int = setting(
-        0, "length in tokens of the texts of the activations; 0: not stated", min=0)
-    dataset: str = setting("", "data set of the texts of the activations; empty: not stated")
+        0, "length in tokens of the texts that the activations come from; 0: not stated", min=0)
+    dataset: str = setting("", "data set of the texts that the activations come from; empty: not stated")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,7 +49,7 @@ def generate(model: CausalLM, prompts: str | bytes | Sequence[str | bytes], *, m
     Args:
         temperature, top_k, top_p: see `Sampling`.
         stop: strings that end a continuation when they occur in it.
-        batch_size: largest number of prompts in a batch.
+        batch_size: maximum number of prompts in a batch.
 
     Raises:
         InputError: an argument is out of range, or a prompt is empty or neither text nor bytes.
@@ -205,8 +205,8 @@ def _slides(length: int, n_new: int, window: int | None) -> bool:
 
 
 def _check(model: CausalLM, ids: Sequence[np.ndarray]) -> None:
-    if not model.reads_bytes:
-        raise InputError(f"model: expected a network that reads bytes, found family {model.config.family}, "
+    if not model.is_byte_level:
+        raise InputError(f"model: expected a byte-level network, found family {model.config.family}, "
                          "which reads token ids; use tilelli_jax.generate_ids")
     for i, row in enumerate(ids):
         if len(row) == 0:

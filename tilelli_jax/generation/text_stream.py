@@ -36,7 +36,7 @@ def stream_text(model: CausalLM, tokenizer: Tokenizer, ids: Sequence[int], sampl
     Raises:
         InputError: an id is outside the vocabulary, or there is none.
     """
-    pieces = (_byte_pieces if model.reads_bytes else _token_pieces)(model, tokenizer, ids, sampling, chunk)
+    pieces = (_byte_pieces if model.is_byte_level else _token_pieces)(model, tokenizer, ids, sampling, chunk)
     pending = ""  # text not yet yielded, as it may contain the start of a stop string
     for piece, is_end, is_rest in pieces:
         if is_rest and not keep_partial:

@@ -308,7 +308,7 @@ def _entry(path: Path, name: str, entry: Any, base: int, size: int) -> Tensor:
             array = np.empty(count, dtype)
             file.seek(base + start)
             if file.readinto(array.view(np.uint8).data) != stop - start:
-                raise InputError(f"{path}: {name}: the file ends before it")
+                raise InputError(f"{path}: truncated inside tensor {name}")
             yield array.reshape(shape)
 
     return Tensor(shape, dtype, parts,

@@ -106,7 +106,7 @@ class HuggingFaceTokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise extras.missing("tokenizers", f"{source}: reading it") from None
+            raise extras.missing("tokenizers", f"{source}: reading the tokenizer") from None
         try:
             self._tokenizer = read(tokenizers.Tokenizer)
         except Exception as error:  # the library raises Exception itself
@@ -167,7 +167,7 @@ class ChatTemplate:
         try:
             from transformers.utils.chat_template_utils import render_jinja_template
         except ImportError:
-            raise extras.missing("transformers", f"{self.source}: it") from None
+            raise extras.missing("transformers", f"{self.source}: rendering the chat template") from None
         render: Any = render_jinja_template  # its annotations do not match its behaviour
         try:
             options = {} if thinking is None else {"enable_thinking": thinking}
@@ -180,7 +180,7 @@ class ChatTemplate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Language:
+class LanguageModel:
     """A causal network, its tokenizer, and its chat template if the tokenizer has one.
 
     Attributes:
@@ -244,8 +244,8 @@ def _network_of(model_type: Any, source: str) -> type[PretrainedModel]:
     return supported[model_type]
 
 
-def open_language(path: str | Path, tokenizer: str | Path = "", compute: ComputeConfig | None = None,
-                  mesh: Mesh | None = None) -> Language:
+def load_with_tokenizer(path: str | Path, tokenizer: str | Path = "", compute: ComputeConfig | None = None,
+                  mesh: Mesh | None = None) -> LanguageModel:
     """Loads a causal network with its tokenizer: bytes for byte-level networks, otherwise the file's own.
 
     Args:
@@ -260,26 +260,27 @@ def open_language(path: str | Path, tokenizer: str | Path = "", compute: Compute
     if not isinstance(model, CausalLM):
         raise InputError(f"{path}: expected a network that continues texts, found family "
                          f"{model.config.family}")
-    if model.reads_bytes:
-        return Language(model, ByteTokenizer())
+    if model.is_byte_level:
+        return LanguageModel(model, ByteTokenizer())
     if file is not None and not tokenizer:
         files = tokenizer_files(file.metadata, str(path))
         if TOKENIZER not in files:
             raise InputError(f"{path}: expected a tokenizer in its metadata, found none")
         settings = json.loads(files[TOKENIZER_CONFIG])
         from_file = HuggingFaceTokenizer.from_json(files[TOKENIZER].decode(), str(path))
-        return Language(model, from_file, _chat_template(settings, settings.get("chat_template"), str(path)),
-                        **_ends(settings, from_file, model.config))
+        template = _chat_template(settings, settings.get("chat_template"), str(path))
+        return LanguageModel(model, from_file, template, **_special_ids(settings, from_file, model.config))
     tokenizer_path = Path(tokenizer or path)
     directory = tokenizer_path if tokenizer_path.is_dir() else tokenizer_path.parent
     read = HuggingFaceTokenizer(tokenizer_path)
     settings = {key: value for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG)
                 if os.path.lexists(directory / name) for key, value in read_json(directory / name).items()}
-    return Language(model, read, read_chat_template(directory), **_ends(settings, read, model.config))
+    return LanguageModel(model, read, read_chat_template(directory),
+                         **_special_ids(settings, read, model.config))
 
 
-def _ends(settings: Mapping[str, Any], tokenizer: Tokenizer, config: Any) -> dict[str, int | None]:
-    """`bos_id` and `eos_id` of a Language, from the settings of its tokenizer."""
+def _special_ids(settings: Mapping[str, Any], tokenizer: Tokenizer, config: Any) -> dict[str, int | None]:
+    """`bos_id` and `eos_id` of a LanguageModel, from the settings of its tokenizer."""
     def id_of(name: str, default: int | None) -> int | None:
         value = settings.get(name)
         text = value.get("content") if isinstance(value, dict) else value

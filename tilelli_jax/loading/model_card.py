@@ -18,7 +18,7 @@ CARD = "README.md"
 MARK = "<!-- Written by tilelli_jax. Without this line, tilelli_jax does not overwrite the file. -->"
 PACKAGES = ("jax", "flax", "numpy")
 FAMILIES = {
-    "routed": "byte-level language model whose blocks route between pathways (`routed`)",
+    "routed": "byte-level language model whose blocks mix several pathways (`routed`)",
     "vanilla": "byte-level decoder-only transformer (`vanilla`)",
     "gpt_neox": "decoder-only transformer of the GPT-NeoX family (`gpt_neox`)",
     "llama": "decoder-only transformer of the Llama family (`llama`)",
@@ -30,11 +30,11 @@ FAMILIES = {
 BYTE_LEVEL = ("routed", "vanilla")
 # Settings that the table shows, where the configuration has them.
 SHOWN = {"quantizer": "quantiser of the weights", "max_seq_len": "context, in tokens",
-         "model_type": "published type",
+         "model_type": "model_type in transformers",
          "vocab_size": "vocabulary, in tokens", "n_layers": "blocks", "d_model": "width",
          "pathways": "pathways", "abstain_head": "abstain head", "n_latents": "latents",
-         "k": "active latents per row", "source_model": "network of the activations",
-         "hook": "hook of the activations", "layer": "layer of the activations",
+         "k": "active latents per row", "source_model": "source model",
+         "hook": "source hook", "layer": "source layer",
          "n_features": "features per layer", "n_prompt_features": "features of the whole prompt"}
 UNSET: tuple[Any, ...] = (None, "", -1, [], False)
 LIMITS = {

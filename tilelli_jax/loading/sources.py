@@ -28,7 +28,8 @@ def local_path(path: str | Path) -> Path:
     if os.path.lexists(text):
         return Path(path)
     if not HUB_ID.fullmatch(text) or text.endswith(".gguf") or Path(text).parent.exists():
-        raise InputError(f"{path}: no such file or directory")
+        hint = "" if "/" in text or text.endswith(".gguf") else " (a Hugging Face id has the form owner/name)"
+        raise InputError(f"{path}: no such file or directory{hint}")
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -42,8 +43,8 @@ def local_path(path: str | Path) -> Path:
         raise InputError(f"{path}: is gated: accept its terms on its page of the Hugging Face hub, then run "
                          "`hf auth login`") from None
     except errors.RepositoryNotFoundError:
-        raise InputError(f"{path}: no such file or directory, nor a network of the Hugging Face hub that you "
-                         "may read") from None
+        raise InputError(f"{path}: no such file or directory, and no Hugging Face repository that you can "
+                         "access") from None
     except errors.HFValidationError as error:
         raise InputError(f"{path}: no such file or directory, nor an id of the Hugging Face hub: "
                          f"{error}") from None

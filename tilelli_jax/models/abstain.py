@@ -16,7 +16,7 @@ KERNEL, BIAS = "abstain.kernel", "abstain.bias"
 
 
 class Head(NamedTuple):
-    """`kernel [d_model, 1]` and `bias [1]`, f32: the linear map from `hidden` to the abstain logit."""
+    """`kernel [d_model, 1]` and `bias [1]`, f32: the linear layer from `hidden` to the abstain logit."""
 
     kernel: np.ndarray
     bias: np.ndarray

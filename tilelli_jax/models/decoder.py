@@ -5,7 +5,7 @@ A block is a module with three methods that compute the same function:
     block.prefill(x, lengths, size)  → y, cache     the whole sequence, and the cache for decoding
     block.step(x, cache, position)   → y, cache     one more position
 The blocks' parameters are stacked: every array has a leading axis of n_layers. Blocks whose layers differ in
-more than their parameters get those differences as one more argument of each method (`Decoder.differences`).
+more than their parameters get those inputs as one more argument of each method (`Decoder.per_layer_inputs`).
 
 Profiles name the operations by scopes: `embedding`, `blocks` (`block_3` where layers run separately), inside
 them `norm`, `attention`, `mlp`, `router` and the pathways' names, then `unembedding` and `loss`.
@@ -35,7 +35,7 @@ from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.parallel.sharding import split_batch
 
 Cache = Any
-CHUNK = 1 << 25  # largest number of logits (128 MiB) that `nll` computes at once
+CHUNK = 1 << 25  # maximum number of logits (128 MiB) that `nll` computes at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class CausalLM(nnx.Module):
 
     hooks: tuple[str, ...]
     config: Any
-    reads_bytes = False  # whether the tokens are bytes instead of a tokenizer's
+    is_byte_level = False  # whether the tokens are bytes instead of a tokenizer's
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
@@ -250,7 +250,7 @@ class Decoder(CausalLM):
         if self.abstain is not None:
             self.hooks = (*self.hooks, "abstain")
 
-    def differences(self) -> tuple[Any, ...]:
+    def per_layer_inputs(self) -> tuple[Any, ...]:
         """What differs between the layers besides their parameters, as one NumPy pytree whose arrays have a
         leading axis of n_layers; empty if nothing does."""
         return ()
@@ -262,11 +262,11 @@ class Decoder(CausalLM):
         x = tap("embed", self._embed(ids, jnp.arange(ids.shape[1])[None]), recorded)
         graph, params = self._blocks()
 
-        def layer(tap: Tap, x: jax.Array, inputs: tuple[nnx.State, Any]) -> tuple[jax.Array, Recorded]:
-            params, differences = inputs
+        def layer(tap: Tap, x: jax.Array, layer_inputs: tuple[nnx.State, Any]) -> tuple[jax.Array, Recorded]:
+            params, inputs = layer_inputs
             before: Recorded = {}
             x = tap("resid_pre", split_batch(x), before)
-            x, inside = nnx.merge(graph, params)(x, tap, *differences)
+            x, inside = nnx.merge(graph, params)(x, tap, *inputs)
             return tap("resid_post", x, inside), before | inside
 
         def layer_of(tap: Tap) -> Callable[[jax.Array, Any], tuple[jax.Array, Recorded]]:
@@ -277,7 +277,7 @@ class Decoder(CausalLM):
 
         if self.compute.scan_layers and not isinstance(params, list) and not tap.by_layer:
             with jax.named_scope("blocks"):
-                x, inside = jax.lax.scan(layer_of(tap), x, (params, self.differences()))
+                x, inside = jax.lax.scan(layer_of(tap), x, (params, self.per_layer_inputs()))
         else:
             records = []
             layers = zip(self._unstacked(params), self._by_layer(), strict=True)
@@ -301,9 +301,9 @@ class Decoder(CausalLM):
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids, jnp.arange(ids.shape[1])[None])
         caches = []
-        for i, (block, differences) in enumerate(zip(self.layers(), self._by_layer(), strict=True)):
+        for i, (block, inputs) in enumerate(zip(self.layers(), self._by_layer(), strict=True)):
             with jax.named_scope(f"block_{i}"):
-                x, cache = block.prefill(x, lengths, size, *differences)
+                x, cache = block.prefill(x, lengths, size, *inputs)
             caches.append(cache)
         return self._logits(at_last(x, lengths))[:, 0], caches
 
@@ -312,9 +312,9 @@ class Decoder(CausalLM):
         x = self._embed(ids[:, None], position[:, None])
         updated = []
         layers = zip(self.layers(), caches, self._by_layer(), strict=True)
-        for i, (block, cache, differences) in enumerate(layers):
+        for i, (block, cache, inputs) in enumerate(layers):
             with jax.named_scope(f"block_{i}"):
-                x, cache = block.step(x, cache, position, *differences)
+                x, cache = block.step(x, cache, position, *inputs)
             updated.append(cache)
         return self._logits(x)[:, 0], updated
 
@@ -335,8 +335,8 @@ class Decoder(CausalLM):
         return nnx.split(self.blocks)
 
     def _by_layer(self) -> list[tuple[Any, ...]]:
-        """The differences of each layer."""
-        return [jax.tree.map(lambda array, i=i: array[i], self.differences())
+        """The inputs of each layer."""
+        return [jax.tree.map(lambda array, i=i: array[i], self.per_layer_inputs())
                 for i in range(self.config.n_layers)]
 
     def _unstacked(self, params: Any) -> list[nnx.State]:

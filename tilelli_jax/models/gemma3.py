@@ -13,10 +13,10 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
-from tilelli_jax.models.llama import Kind, LlamaBlock, layer_kinds
+from tilelli_jax.models.llama import Kind, LlamaBlock, layer_attention
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.rotary_scaling import RotaryScaling
-from tilelli_jax.nn.attention import GroupedQueryAttention, LayerKind
+from tilelli_jax.nn.attention import GroupedQueryAttention, LayerAttention
 from tilelli_jax.nn.dense import GatedFeedForward
 from tilelli_jax.nn.hooks import Recorded, Tap
 from tilelli_jax.nn.norm import RMSNorm
@@ -45,8 +45,8 @@ class Gemma3Config(Section):
     rotary_theta: float = setting(10000.0, "base of the rotary frequencies in sliding layers", above=0)
     rotary_theta_full: float = setting(1000000.0, "base of the rotary frequencies in full layers", above=0)
     rotary_scaling: RotaryScaling | None = setting(
-        None, "change of the rotary frequencies in full layers; null: none")
-    attention_bias: bool = setting(False, "use biases in the linear maps of attention")
+        None, "scaling of the rotary frequencies in full layers; null: none")
+    attention_bias: bool = setting(False, "use biases in the linear layers of attention")
     norm_eps: float = setting(1e-6, "epsilon added to the mean square in RMSNorm", min=0)
     bos_id: int | None = setting(2, "id of the token that begins a text; null: none", min=0)
     end_ids: tuple[int, ...] = setting((1, 106), "ids of the tokens that end a text")
@@ -101,11 +101,11 @@ class FlaxGemma3ForCausalLM(PretrainedModel, Decoder):
                          final_norm=RMSNorm(config.d_model, dtype=dtype, eps=config.norm_eps, offset=1.0),
                          compute=compute, rngs=rngs)
 
-    def differences(self) -> tuple[LayerKind]:
+    def per_layer_inputs(self) -> tuple[LayerAttention]:
         config = self.config
         rotations = (("full", (config.rotary_theta_full, config.rotary_scaling)),
                      ("sliding", (config.rotary_theta, None)))
-        return (layer_kinds(config.layers, config.window, rotations, config.d_head),)
+        return (layer_attention(config.layers, config.window, rotations, config.d_head),)
 
     @jax.named_scope("embedding")
     def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:

@@ -40,11 +40,11 @@ class GPTNeoXConfig(Section):
                                      above=0, max=1)
     rotary_theta: float = setting(10000.0, "base of the rotary frequencies", above=0)
     rotary_scaling: RotaryScaling | None = setting(
-        None, "change of the rotary frequencies, of kind linear; null: none")
+        None, "scaling of the rotary frequencies, of kind linear; null: none")
     activation: Literal["gelu", "gelu_tanh"] = setting("gelu", "activation of the feed-forward network")
     parallel_residual: bool = setting(
         True, "attention and feed-forward network read the same residual stream; false: one after the other")
-    attention_bias: bool = setting(True, "use biases in the linear maps of attention")
+    attention_bias: bool = setting(True, "use biases in the linear layers of attention")
     norm_eps: float = setting(1e-5, "epsilon added to the variance in LayerNorm", min=0)
     bos_id: int | None = setting(None, "id of the token that begins a text; null: none", min=0)
     end_ids: tuple[int, ...] = setting((), "ids of the tokens that end a text")

@@ -16,7 +16,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.rotary_scaling import RotaryScaling
-from tilelli_jax.nn.attention import ALL, GroupedQueryAttention, LayerKind
+from tilelli_jax.nn.attention import ALL, GroupedQueryAttention, LayerAttention
 from tilelli_jax.nn.dense import GatedFeedForward
 from tilelli_jax.nn.hooks import OFF, Recorded, Tap
 from tilelli_jax.nn.norm import RMSNorm
@@ -33,8 +33,8 @@ class LlamaConfig(Section):
 
     family: Literal["llama"] = setting("llama", "network family")
     model_type: Literal["llama", "mistral", "qwen2", "qwen3"] = setting(
-        "llama", "published type. qwen2: biases in the maps of queries, keys and values; qwen3: normalised "
-        "queries and keys; mistral: only with a window different from llama")
+        "llama", "model_type in transformers. qwen2: biases in the query, key and value projections; qwen3: "
+        "normalised queries and keys; mistral: only with a window different from llama")
     vocab_size: int = setting(49152, "number of tokens", min=1)
     d_model: int = setting(576, "width of the residual stream", min=1)
     layers: tuple[Kind, ...] = setting(("full",) * 30, "kind of each layer: sliding or full")
@@ -49,8 +49,8 @@ class LlamaConfig(Section):
         None, "number of most recent keys that a query of a sliding layer attends to; null: no such layers",
         min=1)
     rotary_theta: float = setting(100000.0, "base of the rotary frequencies", above=0)
-    rotary_scaling: RotaryScaling | None = setting(None, "change of the rotary frequencies; null: none")
-    attention_bias: bool = setting(False, "use biases in all linear maps of attention (llama, qwen3)")
+    rotary_scaling: RotaryScaling | None = setting(None, "scaling of the rotary frequencies; null: none")
+    attention_bias: bool = setting(False, "use biases in all linear layers of attention (llama, qwen3)")
     mlp_bias: bool = setting(False, "use biases in the feed-forward network (llama)")
     norm_eps: float = setting(1e-5, "epsilon added to the mean square in RMSNorm", min=0)
     bos_id: int | None = setting(1, "id of the token that begins a text; null: none", min=0)
@@ -78,9 +78,9 @@ class LlamaConfig(Section):
 
 
 @functools.cache
-def layer_kinds(layers: tuple[Kind, ...], window: int | None, rotations: tuple[tuple[Kind, Any], ...],
-                d_head: int) -> LayerKind:
-    """The differences of the layers, with a leading axis of n_layers.
+def layer_attention(layers: tuple[Kind, ...], window: int | None, rotations: tuple[tuple[Kind, Any], ...],
+                d_head: int) -> LayerAttention:
+    """Windows and rotary frequencies of the layers, with a leading axis of n_layers.
 
     Args:
         window: that of the sliding layers.
@@ -91,9 +91,9 @@ def layer_kinds(layers: tuple[Kind, ...], window: int | None, rotations: tuple[t
         plain = frequencies(d_head, theta)
         changed = plain if scaling is None else scaling(plain, theta)
         by_kind[kind] = (ALL if kind == "full" else window, changed,
-                         1.0 if scaling is None else scaling.amplitude)
+                         1.0 if scaling is None else scaling.attention_factor)
     windows, rows, amplitudes = zip(*(by_kind[kind] for kind in layers), strict=True)
-    return LayerKind(np.array(windows, np.int32), np.stack(rows).astype(np.float32),
+    return LayerAttention(np.array(windows, np.int32), np.stack(rows).astype(np.float32),
                      np.array(amplitudes, np.float32))
 
 
@@ -111,16 +111,18 @@ class LlamaBlock(nnx.Module):
         self.mlp = GatedFeedForward(config.d_model, config.d_hidden, Quantizer(), bias=config.mlp_bias,
                                     activation=jax.nn.silu, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, tap: Tap, kind: LayerKind) -> tuple[jax.Array, Recorded]:
+    def __call__(self, x: jax.Array, tap: Tap, kind: LayerAttention) -> tuple[jax.Array, Recorded]:
         """`[batch, time, d_model]` → same shape. Hooks: attn_out, resid_mid, mlp_write."""
         recorded: Recorded = {}
         return self._join(x, self.attention(self.norm1(x), kind), tap, recorded), recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, kind: LayerKind) -> tuple[jax.Array, Any]:
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int,
+                kind: LayerAttention) -> tuple[jax.Array, Any]:
         y, cache = self.attention.prefill(self.norm1(x), lengths, size, kind)
         return self._join(x, y, OFF, {}), cache
 
-    def step(self, x: jax.Array, cache: Any, position: jax.Array, kind: LayerKind) -> tuple[jax.Array, Any]:
+    def step(self, x: jax.Array, cache: Any, position: jax.Array,
+             kind: LayerAttention) -> tuple[jax.Array, Any]:
         y, cache = self.attention.step(self.norm1(x), cache, position, kind)
         return self._join(x, y, OFF, {}), cache
 
@@ -142,8 +144,8 @@ class FlaxLlamaForCausalLM(PretrainedModel, Decoder):
                          final_norm=RMSNorm(config.d_model, dtype=dtype, eps=config.norm_eps),
                          compute=compute, rngs=rngs)
 
-    def differences(self) -> tuple[LayerKind]:
+    def per_layer_inputs(self) -> tuple[LayerAttention]:
         config = self.config
         rotation = config.rotary_theta, config.rotary_scaling
-        return (layer_kinds(config.layers, config.window, (("full", rotation), ("sliding", rotation)),
+        return (layer_attention(config.layers, config.window, (("full", rotation), ("sliding", rotation)),
                             config.d_head),)

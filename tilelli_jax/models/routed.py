@@ -119,7 +119,7 @@ class RoutedLM(Decoder):
     """A decoder of routed blocks."""
 
     hooks = (*Decoder.hooks, "router", "mix")
-    reads_bytes = True
+    is_byte_level = True
 
     def __init__(self, config: RoutedConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()

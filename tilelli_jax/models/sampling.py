@@ -18,7 +18,7 @@ MAX_NEW = 1 << 20  # limit on the new tokens of one continuation; buffers for al
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Section):
-    """How tokens are sampled, their largest number, and the random seed.
+    """How tokens are sampled, their maximum number, and the random seed.
 
     top_k is applied first, then top_p to the remaining tokens (Holtzman et al. 2020, arXiv:1904.09751).
     Tokens tied with the last accepted token are accepted too. Row i of a batch uses the random stream
@@ -33,7 +33,7 @@ class Sampling(Section):
     top_p: float = setting(
         1.0, "sample among the smallest set of most likely tokens with this total probability; 1: among all",
         above=0, max=1)
-    max_new: int = setting(200, "largest number of new tokens", min=0, max=MAX_NEW)
+    max_new: int = setting(200, "maximum number of new tokens", min=0, max=MAX_NEW)
     seed: int = setting(0, "random seed of sampling", min=0, max=2**32 - 1)
 
 

@@ -57,7 +57,7 @@ class T5Config(Section):
     d_hidden: int = setting(3072, "hidden width of the feed-forward networks", min=1)
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = setting(
         "relu", "activation of the feed-forward networks")
-    gated: bool = setting(False, "multiply the activation by a second linear map, as in T5 1.1 and Flan-T5")
+    gated: bool = setting(False, "multiply the activation by a second linear layer, as in T5 1.1 and Flan-T5")
     n_buckets: int = setting(32, "number of buckets of relative positions", min=4)
     max_distance: int = setting(128, "distance, in tokens, from which on all positions share the last bucket",
                                 min=1)
@@ -110,7 +110,7 @@ class RelativeBias(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention without scaling of the scores and without biases in its linear maps."""
+    """Multi-head attention without scaling of the scores and without biases in its linear layers."""
 
     def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         inner = config.n_heads * config.d_head

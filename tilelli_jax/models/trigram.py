@@ -19,11 +19,11 @@ from tilelli_jax.data.corpus import ByteCorpus
 from tilelli_jax.errors import InputError
 
 CHUNK = 1 << 22  # bytes counted or looked up at a time
-HELD_OUT = 1 << 18  # largest number of bytes for fitting the strengths
+HELD_OUT = 1 << 18  # maximum number of bytes for fitting the strengths
 STRENGTHS = tuple(2.0**n for n in range(-6, 7))
 
 
-class Order(NamedTuple):
+class NGramCounts(NamedTuple):
     """Counts of the n-grams of order n, indexed by their bytes."""
 
     counts: np.ndarray  # uint32 [256] * n: occurrences of the n-gram
@@ -34,7 +34,7 @@ class Order(NamedTuple):
 class Trigram(NamedTuple):
     """Counts of bytes, pairs and triples, and the weight s_n of each lower order."""
 
-    orders: tuple[Order, ...]
+    orders: tuple[NGramCounts, ...]
     strengths: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def probability(self, *text: np.ndarray) -> np.ndarray:
@@ -92,17 +92,17 @@ def _count(triples: np.ndarray, corpus: ByteCorpus, begin: int, end: int) -> Non
         triples += np.bincount(codes, minlength=256**3).astype(np.uint32)
 
 
-def _orders(triples: np.ndarray) -> tuple[Order, ...]:
+def _orders(triples: np.ndarray) -> tuple[NGramCounts, ...]:
     """All three orders from the counts of triples: each pair and byte is counted as the end of a triple."""
     count = triples.reshape(256, 256, 256)
     pairs = count.sum(0, dtype=np.uint32)
     return tuple(
-        Order(n_grams, n_grams.sum(-1, dtype=np.int64),
+        NGramCounts(n_grams, n_grams.sum(-1, dtype=np.int64),
               np.maximum(np.count_nonzero(n_grams, axis=-1), 1))
         for n_grams in (pairs.sum(0, dtype=np.uint32), pairs, count))
 
 
-def _fit(orders: tuple[Order, ...], text: np.ndarray) -> tuple[float, ...]:
+def _fit(orders: tuple[NGramCounts, ...], text: np.ndarray) -> tuple[float, ...]:
     """The strengths from STRENGTHS with the lowest NLL of `text`; two rounds of coordinate search."""
     strengths = [1.0, 1.0, 1.0]
     if len(text) < 3:

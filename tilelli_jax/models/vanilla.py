@@ -21,7 +21,7 @@ from tilelli_jax.nn.quantize import QuantizerName, quantizer
 
 @dataclasses.dataclass(frozen=True)
 class VanillaConfig(Section):
-    """A pre-norm transformer without biases in its linear maps, by default with learned positions."""
+    """A pre-norm transformer without biases in its linear layers, by default with learned positions."""
 
     family: Literal["vanilla"] = setting("vanilla", "network family")
     vocab_size: int = setting(256, "number of tokens; 256 for bytes", min=1)
@@ -76,7 +76,7 @@ class VanillaLM(Decoder):
     """A decoder of transformer blocks."""
 
     hooks = (*Decoder.hooks, "attn_out", "resid_mid", "mlp_write")
-    reads_bytes = True
+    is_byte_level = True
 
     def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()

@@ -164,7 +164,7 @@ class RotaryAttention(CausalAttention):
                 swap(value))
 
 
-class LayerKind(NamedTuple):
+class LayerAttention(NamedTuple):
     """What differs between the attention of otherwise equal layers.
 
     In a network: arrays with a leading axis of n_layers, which a scan over the layers splits.
@@ -183,7 +183,7 @@ class GroupedQueryAttention(nnx.Module):
 
     Args:
         scale: factor of the scores.
-        bias: use biases in the maps of queries, keys and values; `out_bias`: in that of the output.
+        bias: use biases in the query, key and value projections; `out_bias`: in the output projection.
         norm: makes the norm of queries and that of keys, over the channels of a head; None: no norms.
     """
 
@@ -200,31 +200,31 @@ class GroupedQueryAttention(nnx.Module):
         self.d_head, self.scale, self.dtype = d_head, scale, dtype
 
     @jax.named_scope("attention")
-    def __call__(self, x: jax.Array, kind: LayerKind) -> jax.Array:
+    def __call__(self, x: jax.Array, kind: LayerAttention) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return self._sequence(x, kind)[0]
 
     @jax.named_scope("attention")
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int,
-                kind: LayerKind) -> tuple[jax.Array, KeyCache]:
+                kind: LayerAttention) -> tuple[jax.Array, KeyCache]:
         """Returns the output of `__call__` and a cache of `size` slots, or of the window if it is smaller."""
         y, keys = self._sequence(x, kind)
         return y, KeyCache.of_prompts(*keys, lengths, min(size, int(kind.window)))
 
     @jax.named_scope("attention")
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array,
-             kind: LayerKind) -> tuple[jax.Array, KeyCache]:
+             kind: LayerAttention) -> tuple[jax.Array, KeyCache]:
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the updated cache."""
         query, new = self._heads(x, position[:, None], kind)
         cache = cache.write(*new, position)
         return self._attend(query, cache, cache.filled(position)[:, None]), cache
 
-    def _sequence(self, x: jax.Array, kind: LayerKind) -> tuple[jax.Array, KeyCache]:
+    def _sequence(self, x: jax.Array, kind: LayerAttention) -> tuple[jax.Array, KeyCache]:
         positions = jnp.arange(x.shape[1])
         query, keys = self._heads(x, positions[None], kind)
         return self._attend(query, keys, in_window(positions[None], x.shape[1], kind.window)), keys
 
-    def _heads(self, x: jax.Array, positions: jax.Array, kind: LayerKind) -> tuple[jax.Array, KeyCache]:
+    def _heads(self, x: jax.Array, positions: jax.Array, kind: LayerAttention) -> tuple[jax.Array, KeyCache]:
         """Queries `[batch, time, heads, d_head]`, and keys and values `[batch, kv_heads, time, d_head]`."""
         query, key, value = (y.reshape(*y.shape[:2], -1, self.d_head)
                              for y in (self.query(x), self.key(x), self.value(x)))

@@ -1,4 +1,4 @@
-"""Linear maps and embedding tables with optionally quantised weights."""
+"""Linear layers and embedding tables with optionally quantised weights."""
 
 from __future__ import annotations
 

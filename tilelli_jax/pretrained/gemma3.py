@@ -9,12 +9,12 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.json_text import object_under
 from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.hugging_face import (
-    IMAGE_PARTS,
+    NON_TEXT_PARTS,
     TEXT_DECODER,
     Family,
     Tree,
     is_tied,
-    layer_kinds,
+    layer_types,
     one_or_several,
     positive,
     several_ids,
@@ -56,7 +56,7 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
 
 
 def _layers(tree: Tree) -> list[str]:
-    layers = layer_kinds(tree, ("sliding", "full"))
+    layers = layer_types(tree, ("sliding", "full"))
     period = value_or(tree, "sliding_window_pattern", value_or(tree, "_sliding_window_pattern", 6))
     return layers or ["full" if (i + 1) % period == 0 else "sliding"
                       for i in range(tree["num_hidden_layers"])]
@@ -97,4 +97,4 @@ def _tree_of(config: Any) -> Tree:
 GEMMA3 = Family(
     family="gemma3", model_types=("gemma3_text", "gemma3"), config_of=_config_of, tree_of=_tree_of,
     names=lambda _: NAMES, renamed=TEXT_DECODER,
-    ignored=lambda config: {**IMAGE_PARTS, **decoder_ignored(config)})
+    ignored=lambda config: {**NON_TEXT_PARTS, **decoder_ignored(config)})

@@ -9,12 +9,12 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.json_text import object_under
 from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.hugging_face import (
-    IMAGE_PARTS,
+    NON_TEXT_PARTS,
     TEXT_DECODER,
     Family,
     Tree,
     is_tied,
-    layer_kinds,
+    layer_types,
     one_or_several,
     positive,
     several_ids,
@@ -58,7 +58,7 @@ def _names(_: Any) -> Names:
 
 
 def _ignored(config: Any) -> dict[str, str]:
-    ignored = dict(IMAGE_PARTS)
+    ignored = dict(NON_TEXT_PARTS)
     if config.tie_embeddings:
         ignored[r"^lm_head\.weight$"] = "the same table as embed_tokens"
     if shared := [str(i) for i in range(config.n_own, config.n_layers)]:
@@ -74,7 +74,7 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
             raise InputError(f"{key}: expected {expected}, found {tree[key]}")
     if tree.get("use_bidirectional_attention") == "all":  # "vision" affects images only
         raise InputError("use_bidirectional_attention: expected a causal network, found all")
-    if (layers := layer_kinds(tree, ("sliding", "full"))) is None:
+    if (layers := layer_types(tree, ("sliding", "full"))) is None:
         raise KeyError("layer_types")
     rope = object_under(tree, "rope_parameters")
     for each, expected in (("sliding_attention", "default"), ("full_attention", "proportional")):

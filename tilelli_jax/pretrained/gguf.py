@@ -12,20 +12,20 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor
-from tilelli_jax.pretrained.gguf_file import PLAIN, StoredTensor, read_header
+from tilelli_jax.pretrained.gguf_file import UNQUANTISED, StoredTensor, read_header
 from tilelli_jax.pretrained.hugging_face import Tree
 
 # Architecture of a file → model_type of config.json.
 MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 PERMUTED = ("llama",)  # architectures whose query and key rows llama.cpp interleaves
 # Names in the file → those in a Hugging Face directory; in a block after `blk.{i}.` and `model.layers.{i}.`.
-_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INSIDE = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+_TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_BLOCK = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
            "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
            "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
            "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
            "ffn_down": "mlp.down_proj"}
-_GEMMA = _INSIDE | {"ffn_norm": "pre_feedforward_layernorm",
+_GEMMA = _IN_BLOCK | {"ffn_norm": "pre_feedforward_layernorm",
                     "post_attention_norm": "post_attention_layernorm",
                     "post_ffw_norm": "post_feedforward_layernorm"}
 EMBEDDING, ROPE_FREQUENCIES = "token_embd.weight", "rope_freqs.weight"
@@ -80,9 +80,9 @@ def read_gguf(path: Path) -> GGUF:
 def _their_name(name: str, architecture: str) -> str:
     """The name in a Hugging Face directory; an unknown name is kept."""
     stem, _, kind = name.rpartition(".")
-    if stem in _OUTSIDE:
-        return f"{_OUTSIDE[stem]}.{kind}"
-    inside = _GEMMA if architecture == "gemma3" else _INSIDE
+    if stem in _TOP_LEVEL:
+        return f"{_TOP_LEVEL[stem]}.{kind}"
+    inside = _GEMMA if architecture == "gemma3" else _IN_BLOCK
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
     if match is None or match[2] not in inside:
         return name
@@ -105,7 +105,7 @@ def _tensor(tensor: StoredTensor, architecture: str, config: Tree) -> Tensor:
         for array in tensor.read(d_head or 1):
             yield _half_split(array, d_head) if d_head else array - offset if offset else array
 
-    return Tensor(tensor.shape, PLAIN.get(tensor.kind.name, PLAIN["F32"]), parts,
+    return Tensor(tensor.shape, UNQUANTISED.get(tensor.kind.name, UNQUANTISED["F32"]), parts,
                   label=f"{tensor.path}: {tensor.name}")
 
 
@@ -147,16 +147,17 @@ def _config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
         "num_key_value_heads": number("attention.head_count_kv", heads), "head_dim": d_head,
         "intermediate_size": number("feed_forward_length"),
         "max_position_embeddings": number("context_length"),
-        "rms_norm_eps": _short(number("attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": _shortest_decimal(number("attention.layer_norm_rms_epsilon")),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"), "eos_token_id": _ends(metadata),
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"), "eos_token_id": _end_ids(metadata),
         "attention_bias": "blk.0.attn_output.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
-    theta = _short(number("rope.freq_base", 10000.0))
+    theta = _shortest_decimal(number("rope.freq_base", 10000.0))
     rope = {"rope_theta": theta, **_scaling(architecture, metadata, tensors, theta, d_head)}
     window = value("attention.sliding_window")
     if architecture == "gemma3":
         query_scale = width // heads if tree["num_hidden_layers"] == 62 else d_head  # 62 blocks: the 27B
-        local = {"rope_type": "default", "rope_theta": _short(number("rope.freq_base_swa", 10000.0))}
+        local = {"rope_type": "default",
+                 "rope_theta": _shortest_decimal(number("rope.freq_base_swa", 10000.0))}
         # Files without a window have full layers only.
         pattern = {"sliding_window": window} if window else {"sliding_window_pattern": 1}
         return tree | pattern | {"query_pre_attn_scalar": query_scale, "rope_parameters": {
@@ -166,7 +167,7 @@ def _config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
     return tree | {"rope_parameters": rope}
 
 
-def _ends(metadata: Mapping[str, Any]) -> list[int]:
+def _end_ids(metadata: Mapping[str, Any]) -> list[int]:
     """The ids that end a text: of the end of a text, of a turn and of a message."""
     ids = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
     return list(dict.fromkeys(end for end in ids if end is not None))
@@ -189,7 +190,7 @@ def _scaling(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[st
         return {"rope_type": "default"}
     if factor is None:
         raise InputError(f"expected the key {prefix}factor")
-    factor = _short(factor)
+    factor = _shortest_decimal(factor)
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     for key, expected in (("yarn_ext_factor", 1), ("yarn_log_multiplier", 0)):
@@ -202,10 +203,10 @@ def _scaling(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[st
     for theirs, ours in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"),
                          ("yarn_attn_factor", "attention_factor")):
         if prefix + theirs in metadata:
-            rope[ours] = _short(metadata[prefix + theirs])
+            rope[ours] = _shortest_decimal(metadata[prefix + theirs])
     if (more := metadata.get(f"{prefix}attn_factor")) is not None:  # multiplies it
         usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-        rope["attention_factor"] = rope.get("attention_factor", usual) * _short(more)
+        rope["attention_factor"] = rope.get("attention_factor", usual) * _shortest_decimal(more)
     return rope
 
 
@@ -215,17 +216,17 @@ def _llama3(divisors: np.ndarray, theta: float, d_head: int) -> Tree:
     Raises:
         InputError: they are not those of a published network (original length 8192, from 1 to 4 turns).
     """
-    low, high, length, factor = 1.0, 4.0, 8192, _short(divisors.max())
+    low, high, length, factor = 1.0, 4.0, 8192, _shortest_decimal(divisors.max())
     turns = length * float(theta) ** (-np.arange(0, d_head, 2) / d_head) / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     expected = 1 / ((1 - kept) / factor + kept) if factor >= 1 else kept
     if expected.shape != divisors.shape or not np.allclose(divisors, expected, rtol=1e-4):
         raise InputError(f"{ROPE_FREQUENCIES}: expected the divisors of Llama 3.1's rotary scaling, "
-                         "found others")
+                         "found different values")
     return {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
             "original_max_position_embeddings": length}
 
 
-def _short(number: Any) -> float:
+def _shortest_decimal(number: Any) -> float:
     """A float32 of the metadata as the shortest decimal that it is rounded from, such as 1e-05."""
     return float(str(np.float32(number)))

@@ -23,7 +23,7 @@ from tilelli_jax.io.json_text import check_fetched
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-PLAIN = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+UNQUANTISED = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _BLOCK = 1 << 22  # numbers that are decoded at a time
 _MAX_HEADER = 100 * 2**20  # bytes; a vocabulary of 262,144 tokens takes 8 MB
 # Types of metadata by their number in the file.
@@ -63,10 +63,10 @@ class StoredTensor(NamedTuple):
             for first in range(0, rows, many):
                 content = file.read(min(many, rows - first) * row_bytes)
                 if len(content) < min(many, rows - first) * row_bytes:
-                    raise InputError(f"{self.path}: {self.name}: the file ends before it")
+                    raise InputError(f"{self.path}: truncated inside tensor {self.name}")
                 stored = np.frombuffer(content, np.uint8).reshape(-1, row_bytes)
-                if self.kind.name in PLAIN:
-                    array = stored.view(PLAIN[self.kind.name])
+                if self.kind.name in UNQUANTISED:
+                    array = stored.view(UNQUANTISED[self.kind.name])
                 else:
                     with np.errstate(all="ignore"):  # the reader of the tensor checks for infinite numbers
                         array = quants.dequantize(stored, self.kind)
@@ -94,7 +94,7 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if count > self.left:
-            raise ValueError("its header ends early" if self.left < _MAX_HEADER else "its header is too long")
+            raise ValueError("truncated header" if self.left < _MAX_HEADER else "the header is too long")
         self.left -= count
         return self.file.read(count)
 
@@ -106,7 +106,7 @@ class _Reader:
 
     def name(self) -> str:
         if not (name := self.string()).isprintable():
-            raise ValueError(f"it has the name {name!r:.60}")
+            raise ValueError(f"expected a printable name, found {name!r:.60}")
         return name
 
     def value(self) -> Any:
@@ -118,13 +118,13 @@ class _Reader:
         kind, count = self.number("<I"), self.number("<Q")
         if kind == _STRING:
             if 8 * count > self.left:
-                raise ValueError("its header ends early")
+                raise ValueError("truncated header")
             return [self.string() for _ in range(count)]
         return self._scalars(kind, count)
 
     def _scalars(self, kind: int, count: int) -> list[Any]:
         if kind not in _SCALARS:
-            raise ValueError(f"it has metadata of an unknown type ({kind})")
+            raise ValueError(f"metadata of an unknown type ({kind})")
         dtype = np.dtype(_SCALARS[kind])
         return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
 
@@ -148,7 +148,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
                 import gguf
                 import gguf.quants
             except ImportError:
-                raise extras.missing("gguf", f"{path}: reading it") from None
+                raise extras.missing("gguf", f"{path}: reading GGUF files") from None
             file.seek(len(MAGIC))
             reader = _Reader(file, size - len(MAGIC))
             if (version := reader.number("<I")) not in VERSIONS:
@@ -174,7 +174,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         placed = {name: tensor._replace(offset=start + tensor.offset) for name, tensor in stored.items()}
         for tensor in placed.values():
             if tensor.offset + tensor.nbytes > size:
-                raise ValueError(f"it ends before the end of {tensor.name:.60} (truncated?)")
+                raise ValueError(f"truncated inside tensor {tensor.name:.60}")
     except InputError:
         raise
     except (ValueError, struct.error) as error:  # ValueError: also texts that are not UTF-8
@@ -194,7 +194,7 @@ def _stored(path: Path, reader: _Reader, gguf: Any) -> StoredTensor:
     try:
         kind = gguf.GGMLQuantizationType(kind)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        if kind.name not in PLAIN:
+        if kind.name not in UNQUANTISED:
             gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
     except (ValueError, KeyError, NotImplementedError):
         raise InputError(f"{path}: {name:.60}: its format {getattr(kind, 'name', kind)} cannot be decoded by "

@@ -49,7 +49,7 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
     try:
         from tokenizers import processors
     except ImportError:
-        raise extras.missing("tokenizers", f"{source}: its tokenizer") from None
+        raise extras.missing("tokenizers", f"{source}: reading the tokenizer") from None
     try:
         special = {f"{ours}_token": tokens[index] for ours, theirs in _SPECIAL.items()
                    if (index := metadata.get(f"{_KEY}{theirs}_token_id")) is not None}

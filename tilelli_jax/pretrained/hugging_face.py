@@ -34,7 +34,7 @@ THEIR_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "s
 # Tensors of multimodal networks: the text decoder's prefixes, and the parts that are not read.
 TEXT_DECODER = {r"^model\.language_model\.": "model.", r"^language_model\.model\.": "model.",
                 r"^language_model\.lm_head\.": "lm_head."}
-IMAGE_PARTS = {r"^(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|multi_modal_projector)\.":
+NON_TEXT_PARTS = {r"^(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|multi_modal_projector)\.":
                "part of the image or audio encoder"}
 
 
@@ -60,7 +60,7 @@ class Family:
     renamed: Mapping[str, str]
     ignored: Callable[[Any], Mapping[str, str]]
 
-    def present_name(self, name: str) -> str:
+    def current_name(self, name: str) -> str:
         """The current name of a tensor of another version or a wrapped network (DDP, torch.compile)."""
         name = WRAPPED.sub("", name)
         for pattern, replacement in self.renamed.items():
@@ -103,7 +103,7 @@ def current_names(family: Family, tensors: Mapping[str, Tensor], source: str) ->
     Raises:
         InputError: two tensors have the same current name.
     """
-    names = {name: family.present_name(name) for name in tensors}
+    names = {name: family.current_name(name) for name in tensors}
     if duplicates := [name for name, count in collections.Counter(names.values()).items() if count > 1]:
         raise InputError(f"{source}: expected unique tensor names, found two tensors for '{min(duplicates)}'")
     return {names[name]: tensor for name, tensor in tensors.items()}
@@ -224,7 +224,7 @@ def text_config(tree: Tree) -> Tree:
     return {**part, **({} if ends is None else {END: ends})}
 
 
-def layer_kinds(tree: Tree, kinds: tuple[str, ...]) -> list[str] | None:
+def layer_types(tree: Tree, kinds: tuple[str, ...]) -> list[str] | None:
     """The kind of each layer, from layer_types: sliding or full; None without this key.
 
     Raises:
@@ -245,7 +245,7 @@ def layer_kinds(tree: Tree, kinds: tuple[str, ...]) -> list[str] | None:
 
 
 def their_layer_types(kinds: Iterable[str]) -> list[str]:
-    """The inverse of `layer_kinds`."""
+    """The inverse of `layer_types`."""
     return [f"{kind}_attention" for kind in kinds]
 
 

@@ -11,7 +11,7 @@ from tilelli_jax.pretrained.hugging_face import (
     Family,
     Tree,
     is_tied,
-    layer_kinds,
+    layer_types,
     one_or_several,
     several_ids,
     their_layer_types,
@@ -85,11 +85,11 @@ def _layers(tree: Tree) -> tuple[list[str] | None, int | None]:
     """The kind of each layer (None: all full), and the window of the sliding ones."""
     model_type, n_layers, window = tree["model_type"], tree["num_hidden_layers"], tree.get("sliding_window")
     if model_type == "llama":
-        return layer_kinds(tree, ("full",)), None
+        return layer_types(tree, ("full",)), None
     if model_type == "mistral":
         kind = "full" if window is None else "sliding"
-        return layer_kinds(tree, (kind,)) or [kind] * n_layers, window
-    layers = layer_kinds(tree, ("sliding", "full"))
+        return layer_types(tree, (kind,)) or [kind] * n_layers, window
+    layers = layer_types(tree, ("sliding", "full"))
     if not tree.get("use_sliding_window", False) or window is None:
         if layers and "sliding" in layers:
             raise InputError("use_sliding_window: expected true for layer_types with sliding_attention, "

@@ -20,6 +20,7 @@ def rope_section(tree: Tree) -> tuple[Tree, str]:
 
 
 def rope_type(rope: Tree) -> Any:
+    """The kind of scaling in the rotary settings of a config.json, of new or old files."""
     return rope.get("rope_type", rope.get("type", "default"))
 
 
@@ -54,13 +55,13 @@ def rotary_of(rope: Tree, key: str, *, theta: Any, max_len: Any) -> tuple[float,
     if kind == "linear":
         return theta, {"kind": kind, "factor": number("factor")}
     if kind == "llama3":
-        return theta, {"kind": kind, "factor": number("factor"), "original_len": length,
-                       "low_frequency": number("low_freq_factor"),
-                       "high_frequency": number("high_freq_factor")}
+        return theta, {"kind": kind, "factor": number("factor"), "original_max_len": length,
+                       "low_freq_factor": number("low_freq_factor"),
+                       "high_freq_factor": number("high_freq_factor")}
     factor = number("factor", max_len / length)
-    return theta, {"kind": kind, "factor": factor, "original_len": length,
+    return theta, {"kind": kind, "factor": factor, "original_max_len": length,
                    "beta_fast": number("beta_fast", 32), "beta_slow": number("beta_slow", 1),
-                   "amplitude": number("attention_factor", _amplitude(rope, factor)),
+                   "attention_factor": number("attention_factor", _attention_factor(rope, factor)),
                    "truncate": rope.get("truncate", True)}
 
 
@@ -71,16 +72,16 @@ def rope_of(theta: float, scaling: Any) -> Tree:
         return rope
     rope["factor"] = scaling.factor
     if scaling.kind != "linear":
-        rope["original_max_position_embeddings"] = scaling.original_len
+        rope["original_max_position_embeddings"] = scaling.original_max_len
     if scaling.kind == "llama3":
-        rope |= {"low_freq_factor": scaling.low_frequency, "high_freq_factor": scaling.high_frequency}
+        rope |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
     if scaling.kind == "yarn":
         rope |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow,
-                 "attention_factor": scaling.amplitude, "truncate": scaling.truncate}
+                 "attention_factor": scaling.attention_factor, "truncate": scaling.truncate}
     return rope
 
 
-def _amplitude(rope: Tree, factor: float) -> float:
+def _attention_factor(rope: Tree, factor: float) -> float:
     """The factor of rotated queries and keys that YaRN proposes (equation 22), or DeepSeek's quotient."""
     def growth(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1

@@ -61,12 +61,12 @@ def batches(lengths: Sequence[int], batch_size: int, *, limit: int | None = None
 
     Args:
         lengths: number of tokens of each text.
-        batch_size: largest number of rows, rounded up to a multiple of the mesh's devices.
+        batch_size: maximum number of rows, rounded up to a multiple of the mesh's devices.
         limit, shortest: longest and shortest padded length; see `max_time` for the limit.
         mesh: devices that share each batch.
         seed: of a random order of the texts, sorted by length only within runs of RUN batches.
         widths: second sizes by which texts of equal length are sorted, the largest first.
-        max_rows: (texts that could be next) → largest number of rows that fits memory; rounded down to a
+        max_rows: (texts that could be next) → maximum number of rows that fits memory; rounded down to a
             power of two if it is less than the batch size, and up to a multiple of the mesh's devices.
         shrink: whether fewer texts than the batch size get fewer rows, the next power of two. That is faster
             for single texts, but compiles once more.

@@ -94,7 +94,7 @@ class PromptReader:
     """Computes the signals of prompts with one network; the compiled program is reused between calls.
 
     Args:
-        batch_size: largest number of prompts per batch.
+        batch_size: maximum number of prompts per batch.
         max_bytes: limit on scratch memory, in bytes; batches that would need more are made smaller (at
             least one prompt). Counted are the recorded activations and one slice of the logits, not the
             memory of the network's forward pass.

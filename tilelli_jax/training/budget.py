@@ -1,6 +1,6 @@
 """A time budget (`train.minutes`): measures how fast a run is, and decides how many updates fit.
 
-The updates that are timed are discarded: a run of N updates is the same to the bit whether N comes from a
+The updates that are timed are discarded: a run of N updates is the same bit for bit whether N comes from a
 budget or from `train.steps`.
 """
 
@@ -23,7 +23,7 @@ from tilelli_jax.training.tasks.base import Task
 
 TIMED = 0.01  # fraction of the budget that the longest timing of updates takes at least
 RESERVED = 0.1  # fraction of the budget for saving, the export and the report
-MIN_STEPS = 10  # a budget for fewer updates is refused: the network would hardly be trained
+MIN_STEPS = 10  # a budget for fewer updates is an error: the network would hardly be trained
 GENEROUS = 1.5  # a budget that is recommended is larger by this factor: the machine may get busier
 FEW, ENOUGH = 200, 800  # fewer updates than FEW get a note, which recommends a budget for ENOUGH
 SAVED = "/jax/compilation_cache/compile_time_saved_sec"  # JAX's event when its cache has a program

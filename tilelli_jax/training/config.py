@@ -25,7 +25,7 @@ from tilelli_jax.training.tasks.sae_loss import SAELossConfig
 class TrainConfig(Section):
     """Length of the run, batch sizes, and intervals of logging, validation and checkpoints."""
 
-    steps: int = setting(1000, "number of updates; with minutes, the largest number", min=1)
+    steps: int = setting(1000, "number of updates; with train.minutes, the maximum", min=1)
     minutes: float | None = setting(
         None, "time budget in minutes: the run first measures its speed, and then does as many updates as "
         "fit, with validations and report; null: no budget", above=0)

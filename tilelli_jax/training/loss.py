@@ -25,7 +25,7 @@ class Loss(abc.ABC):
     def trained(self) -> Trained:
         """Whether a parameter is trained, by dotted name; by default all are.
 
-        The others have no gradient and no moments, are not decayed, and stay unchanged to the bit.
+        The others have no gradient and no moments, are not decayed, and stay bit-identical.
         """
         return everything
 

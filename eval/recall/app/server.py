@@ -6,10 +6,8 @@ Whoever can reach the address can query the network. The default address is this
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,21 +25,7 @@ from .page import build, mounted
 from .request_queue import RequestQueue
 
 HOST, PORT = "127.0.0.1", 7860
-ARENAS = 2
 
-
-def share_arenas() -> None:
-    """Makes all threads of this process allocate from ARENAS glibc arenas; does nothing without glibc.
-
-    By default each of the first threads has an arena to itself, and free memory in one arena serves no
-    other thread: after 10,000 questions the page held 130 MiB more. A thread that has an arena keeps it.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # musl has no such function
-            ctypes.CDLL(None).mallopt(-8, ARENAS)  # M_ARENA_MAX
-
-
-share_arenas()  # at import: JAX starts its threads with the first array, before the page is served
 
 
 def open_socket(host: str, port: int) -> socket.socket:

@@ -90,7 +90,7 @@ def seed(p: float, low: float = LOW, high: float = HIGH) -> str:
                          f"{low:g} and {high:g}")
     if not 0 <= p <= 1:
         raise ValueError(f"p: expected a probability, found {p}")
-    # Short, because a network that reads bytes may have room for little more than its question.
+    # Short, because a byte-level network may have room for little more than its question.
     estimate = f"An inner probe gives me {int(100 * p + 0.5)}% to know this."
     if p < low:
         return f"{estimate} I will not guess: I say that I do not know."

@@ -145,7 +145,7 @@ def network(config: Any) -> Callable[[Path], list[object]]:
      "--signal: expected a signal of {tmp}/model, one of max_softmax_last, "),
     (lambda tmp: ["--signal", "drift"], "found 'drift'"),
     (network(VanillaConfig(**SHAPE)), "found 'abstain_p'; this network has no abstain head"),
-    (network(SAEConfig(d_model=8, n_latents=8, k=2)), "{tmp}/other: expected a network that reads bytes, "
+    (network(SAEConfig(d_model=8, n_latents=8, k=2)), "{tmp}/other: expected a byte-level network, "
      "found family sae"),
     (lambda tmp: ["--model", tmp / "none"], "{tmp}/none: expected a model directory"),
     (lambda tmp: ["--on", tmp / "none.jsonl"], "{tmp}/none.jsonl: no such file"),

@@ -1,4 +1,4 @@
-"""The Python lines of docs/difficulty.md run as printed."""
+"""The Python lines of docs/difficulty.md and docs/patching.md run as printed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.vanilla import VanillaConfig
 
-PAGE = Path(__file__).parents[3] / "docs" / "difficulty.md"
+DOCS = Path(__file__).parents[3] / "docs"
 D, LATENTS = 16, 48
 
 
-def blocks(heading: str) -> list[str]:
-    """The Python blocks of one section."""
-    section = PAGE.read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+def blocks(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_network_is_probed_and_patched(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _ = blocks("Probe and patch a pretrained network from Python")
+    first, _ = blocks("patching.md")
     assert len([line for line in first.splitlines() if line and "import" not in line]) <= 11
     names: dict[str, Any] = {}
     exec(first, names)
@@ -49,7 +48,7 @@ def test_a_network_is_probed_and_patched(place: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.exhaustive
 def test_effects_with_controls(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = blocks("Probe and patch a pretrained network from Python")
+    first, second = blocks("patching.md")
     names: dict[str, Any] = {}
     exec(first, names)
     exec(second, names)
@@ -68,7 +67,7 @@ def test_effects_with_controls(place: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.exhaustive
 def test_a_latent_that_is_never_active_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = blocks("Probe and patch a pretrained network from Python")
+    first, second = blocks("patching.md")
     sae = store.load("my-sae")
     kernel, bias = np.array(sae.encoder.kernel[...]), np.array(sae.encoder.bias[...])
     kernel[:, 7], bias[7] = 0, -1e6  # latent 7 is never among the k largest
@@ -84,7 +83,7 @@ def test_a_latent_that_is_never_active_says_so(place: Path, capsys: pytest.Captu
 
 @pytest.mark.exhaustive
 def test_the_evaluation_layer(capsys: pytest.CaptureFixture[str]) -> None:
-    block, = blocks("The evaluation layer")
+    block, = blocks("difficulty.md")
     exec(block, {})
     printed = capsys.readouterr().out
     assert "P5_sae_only" in printed and "P3_cheap_sae − P2_cheap_raw Interval(" in printed

@@ -34,7 +34,7 @@ from tilelli_jax.eval.tables import read_columns
 from tests.error_lines import assert_one_line
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.errors import InputError
-from tilelli_jax.loading.language import Language
+from tilelli_jax.loading.language import LanguageModel
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.hooks import Tap
@@ -47,12 +47,12 @@ def encode(text: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def language() -> Language:
-    return Language(random_network(CONFIG, 0)[0], SimpleNamespace(encode=encode))
+def language() -> LanguageModel:
+    return LanguageModel(random_network(CONFIG, 0)[0], SimpleNamespace(encode=encode))
 
 
 @pytest.fixture(scope="module")
-def alone(language: Language) -> Callable[[list[int]], np.ndarray]:
+def alone(language: LanguageModel) -> Callable[[list[int]], np.ndarray]:
     """Returns the residual stream of one text alone, `[layers, time, d_model]`."""
     run = jax.jit(lambda ids: language.model.tapped(ids, Tap(record=("resid_post",)))[1]["resid_post"])
     return lambda ids: np.asarray(run(jnp.asarray([ids])))[:, 0]
@@ -84,7 +84,7 @@ def hellaswag(tmp_path: Path, rows: int = 24) -> HellaSwagConfig:
 
 
 @pytest.mark.parametrize("skip", [1, 5])
-def test_stored_activations_match_each_text_alone(skip: int, language: Language, alone: Any,
+def test_stored_activations_match_each_text_alone(skip: int, language: LanguageModel, alone: Any,
                                                   tmp_path: Path) -> None:
     """Reads the shards from disk, in order, and compares them with runs of single texts."""
     study_data = LanguageData(study(story(tmp_path), positions="all", skip=skip))
@@ -102,7 +102,7 @@ def test_stored_activations_match_each_text_alone(skip: int, language: Language,
     assert table["prompt_tokens"].tolist() == [16] * 15 and table["answer_tokens"].tolist() == [4] * 15
 
 
-def test_no_value_depends_on_the_size_of_the_shards(language: Language, tmp_path: Path) -> None:
+def test_no_value_depends_on_the_size_of_the_shards(language: LanguageModel, tmp_path: Path) -> None:
     study_data, found = LanguageData(study(story(tmp_path))), []
     for size in (4, 15):
         path = tmp_path / str(size)
@@ -122,7 +122,7 @@ def test_nonfinite_activations_are_reported(positions: Any, tmp_path: Path) -> N
     arrays = dict(random_network(CONFIG, 0)[1])
     arrays["embed.kernel"] = arrays["embed.kernel"].copy()
     arrays["embed.kernel"][ord("Z")] = 1e6
-    network = Language(from_arrays(CONFIG, arrays), SimpleNamespace(encode=encode))
+    network = LanguageModel(from_arrays(CONFIG, arrays), SimpleNamespace(encode=encode))
     data = story(tmp_path)
     study_data = LanguageData(study(data, positions=positions, dtype="float16"))
     question = study_data.questions[9]
@@ -137,7 +137,7 @@ def test_nonfinite_activations_are_reported(positions: Any, tmp_path: Path) -> N
             f"shard-{i:05}.safetensors" for i in range(2 if len(items) == 15 else 1)]
 
 
-def test_activation_rows(language: Language, alone: Any, tmp_path: Path) -> None:
+def test_activation_rows(language: LanguageModel, alone: Any, tmp_path: Path) -> None:
     """Each text occurs once, with all positions of prompt and answer except the first."""
     study_data = LanguageData(study(story(tmp_path)))
     found = list(study_data.activation_rows(language, [3, 9], 1))
@@ -148,7 +148,7 @@ def test_activation_rows(language: Language, alone: Any, tmp_path: Path) -> None
         np.testing.assert_allclose(values, expected[i], atol=1e-5)
 
 
-def test_wrong_answers(language: Language, tmp_path: Path) -> None:
+def test_wrong_answers(language: LanguageModel, tmp_path: Path) -> None:
     """An item is hard, and an error, if a wrong ending has the lowest NLL."""
     study_data = LanguageData(study(hellaswag(tmp_path), SplitConfig(max_similarity=2)))
     extract(tmp_path, study_data, language, range(24), (1,), 7)
@@ -167,7 +167,7 @@ def test_wrong_answers(language: Language, tmp_path: Path) -> None:
     assert not set(items.groups[items.train]) & set(items.groups[items.test])
 
 
-def test_blocks(language: Language, tmp_path: Path) -> None:
+def test_blocks(language: LanguageModel, tmp_path: Path) -> None:
     study_data = LanguageData(study(story(tmp_path)))
     numbers = {"prompt_nll": np.arange(15.0), "answer_tokens": np.arange(1, 16)}
     split = np.where(np.arange(15) < 9, "train", "test")
@@ -257,7 +257,7 @@ def test_invalid_sources_are_rejected(data: Any, parts: list[str]) -> None:
     assert_one_line(f"error: {caught.value}\n", *parts)
 
 
-def test_an_unknown_place_or_layer_is_rejected(language: Language, tmp_path: Path) -> None:
+def test_an_unknown_place_or_layer_is_rejected(language: LanguageModel, tmp_path: Path) -> None:
     data = story(tmp_path)
     for options, message in (({"hook": "resid_pots"},
                               "^extract.hook: expected one of .*, found 'resid_pots'"),

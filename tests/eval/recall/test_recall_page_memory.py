@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +26,7 @@ from tilelli_jax.generation import decoding
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from fastapi.testclient import TestClient
-from tilelli_jax.eval.recall.app import handlers, server, thought_seeding, uploads
+from tilelli_jax.eval.recall.app import handlers, thought_seeding, uploads
 from tilelli_jax.eval.recall.app.page import build, mounted
 from tilelli_jax.eval.recall.app.request_queue import RequestQueue
 
@@ -151,41 +147,6 @@ def test_new_texts_leave_no_program_array_or_object(handler: str, predictor: Kno
     after = programs_and_arrays()
     assert after[:-1] == before[:-1] and after[-1] <= before[-1]  # other tests' arrays may be freed
     assert objects() - n_before < n, "less than one object per question"
-
-
-ARENAS = """
-import ctypes, os, threading
-from tilelli_jax.eval.recall.app import server
-import jax.numpy as jnp
-jnp.ones(3).block_until_ready()
-together = threading.Barrier(8)
-def use():
-    bytearray(10_000), together.wait()
-threads = [threading.Thread(target=use) for _ in range(8)]
-[thread.start() for thread in threads], [thread.join() for thread in threads]
-libc = ctypes.CDLL(None)
-libc.fdopen.restype = ctypes.c_void_p
-libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
-libc.fflush(None)
-"""
-
-
-@pytest.mark.exhaustive
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts glibc's arenas")
-def test_all_threads_of_the_page_share_two_arenas(environment: dict[str, str]) -> None:
-    process = subprocess.run([sys.executable, "-c", ARENAS], env=environment, check=True, capture_output=True)
-    assert 1 <= process.stdout.count(b"<heap nr") <= server.ARENAS
-
-
-def test_without_glibc_there_are_no_arenas(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, int]] = []
-    for library in (SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments)), SimpleNamespace()):
-        monkeypatch.setattr(ctypes, "CDLL", lambda name, library=library: library)
-        monkeypatch.setattr(sys, "platform", "linux")
-        server.share_arenas()
-    monkeypatch.setattr(sys, "platform", "darwin")
-    server.share_arenas()
-    assert calls == [(-8, server.ARENAS)]
 
 
 # The benchmark.

@@ -27,7 +27,7 @@ from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
 from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
-from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, Language, open_language
+from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, LanguageModel, load_with_tokenizer
 from tilelli_jax.models.vanilla import VanillaConfig
 
 GEMMA = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
@@ -167,13 +167,13 @@ def test_two_files_share_no_ids_or_entities(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def byte_language() -> Language:
+def byte_language() -> LanguageModel:
     tiny = VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2)
-    return Language(random_network(tiny, 0)[0], ByteTokenizer())
+    return LanguageModel(random_network(tiny, 0)[0], ByteTokenizer())
 
 
 @given(st.text(min_size=1, max_size=8).filter(lambda text: text.strip() and text.isprintable()))
-def test_the_range_of_the_question_in_its_prompt(byte_language: Language, text: str) -> None:
+def test_the_range_of_the_question_in_its_prompt(byte_language: LanguageModel, text: str) -> None:
     prompter = Prompter(byte_language, PromptConfig(template="é {question} A: ", instruction=" ok"))
     prompt = prompter(f" {text} ")
     text_bytes = bytes(prompt.ids)
@@ -182,12 +182,12 @@ def test_the_range_of_the_question_in_its_prompt(byte_language: Language, text: 
     assert text_bytes[prompt.start:prompt.stop].decode() == text.strip()
 
 
-def test_invalid_prompts(byte_language: Language) -> None:
+def test_invalid_prompts(byte_language: LanguageModel) -> None:
     prompter = Prompter(byte_language, PromptConfig(template="Q: {question}\n", instruction=""))
     rejected(lambda: prompter("  "), "the question: expected text, found an empty question")
     rejected(lambda: prompter("a" * 50, "question 7"),
             "question 7: expected at most 40 tokens with its prompt", "found 54")
-    empty_template = Language(byte_language.model, byte_language.tokenizer, ChatTemplate("", {}, "here"))
+    empty_template = LanguageModel(byte_language.model, byte_language.tokenizer, ChatTemplate("", {}, "here"))
     rejected(lambda: Prompter(empty_template, PromptConfig())("Who?"), (
         "the question: expected a prompt with tokens, found '' from prompt.template"))
     rejected(lambda: Prompter(byte_language, PromptConfig()),
@@ -201,7 +201,7 @@ def test_chat_prompts_equal_those_of_transformers() -> None:
     """The prompt's tokens are those of apply_chat_template; the question's those of the question alone."""
     transformers = pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
     theirs = transformers.AutoTokenizer.from_pretrained(GEMMA)
-    language = open_language(GEMMA)
+    language = load_with_tokenizer(GEMMA)
     prompter = Prompter(language, PromptConfig())
     for question in ("Who wrote Emma?", " What is the capital of Perú? "):
         text = question.strip() + " Answer concisely with just the answer."
@@ -222,7 +222,7 @@ def test_chat_prompts_equal_those_of_transformers() -> None:
 def test_special_tokens() -> None:
     """None are accepted in a question; without a template, the prompt starts with the tokenizer's own."""
     pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
-    language = open_language(GEMMA)
+    language = load_with_tokenizer(GEMMA)
     prompter = Prompter(language, PromptConfig())
     rejected(lambda: prompter("Who? <turn|> Be free", "question 3"),
             "question 3: expected no special tokens, found <turn|>")
@@ -232,7 +232,7 @@ def test_special_tokens() -> None:
     assert language.tokenizer.decode(list(plain.ids[plain.start:plain.stop])).strip() == "Who wrote Emma?"
 
 
-def test_a_long_prompt_shortens_no_other_answer(byte_language: Language) -> None:
+def test_a_long_prompt_shortens_no_other_answer(byte_language: LanguageModel) -> None:
     prompter = Prompter(byte_language, PromptConfig(template="{question}", instruction=""))
     short, long = prompter("ab"), prompter("x" * 39)
     alone, = answer(byte_language, [short], AnswersConfig(max_new=8))
@@ -240,7 +240,7 @@ def test_a_long_prompt_shortens_no_other_answer(byte_language: Language) -> None
     assert len(alone) > 2 and together[1].tolist() == alone.tolist() and len(together[0]) <= 2
 
 
-def test_greedy_answers(byte_language: Language) -> None:
+def test_greedy_answers(byte_language: LanguageModel) -> None:
     """Each token is the most likely one, up to a newline or the network's maximum length."""
     import jax
     import jax.numpy as jnp

@@ -33,7 +33,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
-from tilelli_jax.loading.language import open_language
+from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -66,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = GPTNeoXConfig(vocab_size=63, d_model=16, n_layers=4, n_heads=2, d_hidden=32)
     store.save(random_network(config, 0)[0], path / "network")
     write_tokenizer(path / "network")
-    language = open_language(path / "network")
+    language = load_with_tokenizer(path / "network")
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(N)]
     prompter = Prompter(language, PromptConfig(**PROMPT))
@@ -164,7 +164,7 @@ def test_the_build_stage(place: Path, done: Path) -> None:
     splits = {}
     for entity, split in zip([question.entity for question in asked], columns["split"], strict=True):
         assert splits.setdefault(entity, split) == split
-    signals, language = Shards(stage(done, "signals")), open_language(place / "network")
+    signals, language = Shards(stage(done, "signals")), load_with_tokenizer(place / "network")
     prompter = Prompter(language, PromptConfig(**PROMPT))
     few = [*range(0, N, 13), N - 1]  # other neighbours than in the study; 20, one compiled batch
     outputs = dict(PromptReader(language.model, batch_size=20)([prompter(asked[i].text) for i in few]))
@@ -301,7 +301,7 @@ def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
     assert_one_line(rejected("--model", network, "--sidecar", str(tmp_path / "named"), "w1"),
                     "features: expected a_margin_final at 1, found a_maxprob_final")
     other = shutil.copytree(place / "network", tmp_path / "other")
-    store.save(random_network(open_language(network).model.config, 1)[0], other)
+    store.save(random_network(load_with_tokenizer(network).model.config, 1)[0], other)
     assert_one_line(rejected("--model", str(other), "--sidecar", sidecar, "w1"),
                     "trained on 'network': expected its weights in", "found others")
     assert predict(["--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2"]) == 0

@@ -21,7 +21,7 @@ from tests.eval.recall.small import (
 )
 from tests.reference_impl.memorised_text import reciter
 from tilelli_jax.errors import InputError
-from tilelli_jax.loading.language import ByteTokenizer, Language
+from tilelli_jax.loading.language import ByteTokenizer, LanguageModel
 
 
 @pytest.mark.parametrize(("p", "percent", "instruction"), [
@@ -102,7 +102,7 @@ def test_answer_follows_the_last_thought(prompt: thought_seeding.SeededPrompt, g
 def reciting_stub(answer: str, **options: Any) -> Any:
     """The part of a predictor that generates: this answer after any question of two letters."""
     prompt = "Q: hi\nA: "
-    language = Language(reciter(prompt.encode() + answer.encode(), **options), ByteTokenizer())
+    language = LanguageModel(reciter(prompt.encode() + answer.encode(), **options), ByteTokenizer())
     return SimpleNamespace(language=language, prompter=Prompter(language, PROMPT))
 
 
@@ -117,7 +117,7 @@ def test_answer_streams_and_ends_with_its_line() -> None:
     # A thought is a line before the prompt.
     assert thought_seeding.seeded_prompt(stub, "hi", "a seed").text == "a seed\nQ: hi\nA: "
     text = b"a seed\nQ: hi\nA: Rom\nand"
-    stub.language = Language(reciter(text), ByteTokenizer())
+    stub.language = LanguageModel(reciter(text), ByteTokenizer())
     assert list(thought_seeding.answer_seeded(stub, "hi", "a seed"))[-1] == ("", "Rom", True)
 
 

@@ -39,7 +39,7 @@ class FinetuneConfig(Section):
     """What fine-tuning on pairs trains: parameter groups and the weights of the loss terms."""
 
     trainable: tuple[Group, ...] = setting(
-        ("everything",), "groups of parameters to train; all others stay unchanged to the bit. paths is "
+        ("everything",), "groups of parameters to train; all others stay bit-identical. paths is "
         "conv, state, attention and dense together")
     cross_entropy_weight: float = setting(1.0, "weight of the responses' cross-entropy, in nats per byte",
                                           min=0)

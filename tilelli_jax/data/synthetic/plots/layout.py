@@ -21,10 +21,12 @@ class Plot(NamedTuple):
 
 
 def plot(topics: tuple[str, ...], text: str) -> Plot:
+    """A plot of these topics; see `paragraphs` for the text."""
     return Plot(topics, paragraphs(text))
 
 
 def paragraphs(text: str) -> tuple[Paragraph, ...]:
+    """Splits a text: `----` ends a paragraph, an empty line a beat; each line is a variant (-: no words)."""
     return tuple(
         tuple(tuple("" if line == "-" else line for line in beat.split("\n"))
               for beat in paragraph.strip().split("\n\n"))
