@@ -16,11 +16,14 @@ import pytest
 
 from tests.convert.torch_files import state_of
 from tests.extras import needs_torch
+from tests.gguf_files import write_gguf
 from tilelli_jax.config import to_dict
 from tilelli_jax.io.files import as_json
 from tilelli_jax.io.tensors import Tensor, read_directory, write_directory
 from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
+from tilelli_jax.models.llama import FlaxLlamaForCausalLM, LlamaConfig
+from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
 from tilelli_jax.pretrained import mapping
 
@@ -62,10 +65,10 @@ def tensor_row(i: int, width: int) -> np.ndarray:
     return np.random.default_rng(i).standard_normal(width).astype(BF16)
 
 
-def write_neox(path: Path, config: GPTNeoXConfig) -> dict[str, tuple[int, ...]]:
+def write_source(path: Path, network: type[PretrainedModel], config: Any) -> dict[str, tuple[int, ...]]:
     """Writes a Hugging Face directory; returns the names and shapes of its tensors."""
-    family = FlaxGPTNeoXForCausalLM.hugging_face
-    shapes = {name: leaf.shape for name, leaf in abstract_arrays(FlaxGPTNeoXForCausalLM, config).items()}
+    family = network.hugging_face
+    shapes = {name: leaf.shape for name, leaf in abstract_arrays(network, config).items()}
     file_shapes = {link.theirs[0]: link.their_shape for link in mapping.link(family.names(config), shapes)}
     tensors = {name: Tensor(shape, BF16, lambda i=i, shape=shape: iter([
         np.broadcast_to(tensor_row(i, shape[-1]), shape)]))
@@ -86,8 +89,8 @@ def growth_limit(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> float:
 def test_hugging_face_directory(large: Path, environment: dict[str, str]) -> None:
     small = GPTNeoXConfig(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_hidden=32)
     config = GPTNeoXConfig(vocab_size=50, d_model=2048, n_layers=4, n_heads=32, d_hidden=4096)
-    write_neox(large / "small", small)
-    file_shapes = write_neox(large / "source", config)
+    write_source(large / "small", FlaxGPTNeoXForCausalLM, small)
+    file_shapes = write_source(large / "source", FlaxGPTNeoXForCausalLM, config)
     grown_in, _, grown_back = growth(environment, [large / "small", large / "0"],
                                      [large / "source", large / "out"],
                                      [large / "0", large / "1", "--to", "torch"],
@@ -100,6 +103,23 @@ def test_hugging_face_directory(large: Path, environment: dict[str, str]) -> Non
         assert mapped is not None
         rows = mapped().reshape(-1, file_shapes[name][-1])[::50]
         assert (rows == tensor_row(i, file_shapes[name][-1])).all(), name
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("format", ["Q8_0", "F16"])
+def test_gguf(format: str, large: Path, environment: dict[str, str]) -> None:
+    """A file of blocks is decoded a part at a time: into float32, four times as large as the blocks."""
+    sizes = {"small": LlamaConfig(vocab_size=64, d_model=32, layers=("full",), n_heads=1, n_kv_heads=1,
+                                  d_head=32, d_hidden=64, max_seq_len=32),
+             "large": LlamaConfig(vocab_size=64, d_model=2048, layers=("full",) * 3, n_heads=16,
+                                  n_kv_heads=16, d_head=128, d_hidden=4096, max_seq_len=32)}
+    for size, config in sizes.items():
+        file_shapes = write_source(large / "source", FlaxLlamaForCausalLM, config)
+        write_gguf(large / f"{size}.gguf", large / "source", format=format)
+        shutil.rmtree(large / "source")
+    grown, = growth(environment, [large / "small.gguf", large / "0"], [large / "large.gguf", large / "out"])
+    assert grown < growth_limit(file_shapes, F32.itemsize), grown
+    assert len(read_directory(large / "out")) == len(file_shapes)
 
 
 TALL: dict[str, Any] = {"vocab_size": 256, "positions": "none", "tie_embeddings": True,

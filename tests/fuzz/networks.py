@@ -16,6 +16,7 @@ from tilelli_jax.convert.command import main as convert
 
 from tests.convert.torch_files import LITE, file_config, save_pt, state_of, weights
 from tests.fuzz.running import Target
+from tests.gguf_files import write_gguf
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.generate import main as generate
@@ -28,7 +29,9 @@ from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
+from tilelli_jax.models.gemma3 import Gemma3Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -41,6 +44,10 @@ GEMMA4 = Gemma4Config(
     vocab_size=20, d_model=12, layers=("sliding", "full"), max_seq_len=32, n_heads=2, n_kv_heads=1, d_head=6,
     n_kv_heads_full=1, d_head_full=12, window=5, n_shared_layers=0, d_hidden=10, d_per_layer=4,
     vocab_per_layer=20)
+LLAMA = LlamaConfig(vocab_size=20, d_model=8, layers=("full",) * 2, max_seq_len=32, n_heads=2, n_kv_heads=1,
+                    d_head=4, d_hidden=12)
+GEMMA3 = Gemma3Config(vocab_size=20, d_model=8, layers=("sliding", "full"), max_seq_len=32, n_heads=2,
+                      n_kv_heads=1, d_head=4, d_hidden=12, window=5)
 T5 = T5Config(vocab_size=20, d_model=8, n_layers=1, n_decoder_layers=1, n_heads=2, d_head=4, d_hidden=12)
 CHRONOS = dataclasses.replace(T5, chronos=ChronosConfig(n_tokens=20, context_length=20, prediction_length=6,
                                                         low_limit=-2.0))
@@ -105,6 +112,12 @@ def _make_hugging_face(config: Any) -> None:
     random_network(config, 0)[0].save_pretrained(SOURCE)
     for name, text in COMPANIONS.items():
         (SOURCE / name).write_text(text)
+
+
+def _make_gguf() -> None:
+    _make_hugging_face(LLAMA)
+    write_gguf(Path("model.gguf"), SOURCE)
+    shutil.rmtree(SOURCE)
 
 
 def _make_sharded() -> None:
@@ -197,6 +210,9 @@ CONVERT = (
     Target("convert, inspect", _make_pt, convert, "--inspect source.pt", "source.pt", 20),
     Target("convert, Pythia", _make_sharded, convert, ARGUMENTS, MUTATED, 60),
     Target("convert, pickled", _make_pickled, convert, ARGUMENTS, MUTATED, 40),
+    Target("convert, Llama", partial(_make_hugging_face, LLAMA), convert, ARGUMENTS, MUTATED, 50),
+    Target("convert, Gemma 3", partial(_make_hugging_face, GEMMA3), convert, ARGUMENTS, MUTATED, 50),
+    Target("convert, GGUF", _make_gguf, convert, "model.gguf out", "model.gguf", 60),
     Target("convert, Gemma", partial(_make_hugging_face, GEMMA4), convert, ARGUMENTS, MUTATED, 50),
     Target("convert, Chronos", partial(_make_hugging_face, CHRONOS), convert, ARGUMENTS, MUTATED, 50),
     Target("convert, SAELens", _make_autoencoders, convert, "saelens out", "saelens saelens/*", 30),
@@ -206,6 +222,7 @@ CONVERT = (
     Target("convert, dictionary_learning", _make_torch_autoencoders, convert, "dictionary out",
            "dictionary dictionary/*", 30),
     Target("convert, openai", _make_torch_autoencoders, convert, "openai.pt out", "openai.pt", 20),
+    Target("convert, to transformers", _make_models, convert, "plain out --to hf", "plain/*", 20),
     Target("convert, back to .pt", _make_converted, convert, "lite out.pt --to torch", "lite/*", 30),
     Target("convert, back", _make_converted, convert, "chronos out --to torch", "chronos/*", 40),
     Target("convert, to SAELens", _make_converted, convert, "sae out --to saelens", "sae sae/*", 20))
