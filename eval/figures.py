@@ -113,7 +113,7 @@ def risk_coverage(curves: Mapping[str, RiskCoverage], oracle: Sequence[float], m
                               linewidth=0)
         for end in (curve.low, curve.high) if len(curves) <= MAX_INTERVALS else ():
             axes.plot(curve.coverages, end, color=style.colour, linewidth=0.5, alpha=0.55)
-        fraction = curve.fraction_of_oracle.point
+        fraction = curve.prr.point
         gain = ("" if np.isnan(fraction) else
                 f": {format_number(100 * fraction, 'z.0f')} % of the oracle's gain")
         axes.plot(curve.coverages, curve.risks, color=style.colour, linestyle=style.dash, marker=style.mark,

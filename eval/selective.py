@@ -1,4 +1,4 @@
-"""Selective answering: risk–coverage curves and the area under them (AURC).
+"""Selective answering: risk–coverage curves, the area under them (AURC), prediction–rejection ratios (PRR).
 
 Items are answered in order of increasing `scores` (predicted chance of an error). `errors` are the costs of
 answering: 0 or 1, or any finite number. Both are `[items]`. Equal scores leave the order open; the risk is
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +20,7 @@ from . import checks
 from .checks import Floats
 from .stats import Interval, percentiles, resampled_counts
 
+HALF = 0.5  # the second maximum rejection of PRR
 GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))  # coverages in tables and figures
 
 
@@ -55,10 +57,10 @@ class Ranking:
         return np.interp(k, answered, total) / k
 
 
-def _coverages(values: ArrayLike) -> Floats:
-    coverages = checks.probabilities(values, name="coverages")
+def _coverages(values: ArrayLike, name: str = "coverages") -> Floats:
+    coverages = checks.probabilities(values, name=name)
     if not coverages.all():
-        raise ValueError("coverages: expected values above 0, found 0")
+        raise ValueError(f"{name}: expected values above 0, found 0")
     return coverages
 
 
@@ -67,20 +69,30 @@ def aurc(errors: ArrayLike, scores: ArrayLike) -> float:
     return float(Ranking(errors, scores).risks().mean())
 
 
-def fraction_of_oracle(errors: ArrayLike, scores: ArrayLike) -> float:
-    """Returns the fraction of the oracle's AURC gain over random order (the prediction rejection ratio, PRR).
+def prr(errors: ArrayLike, scores: ArrayLike, max_rejection: float = 1.0) -> float:
+    """Returns the prediction–rejection ratio: the fraction of the oracle's gain over random rejection.
 
-    0 is a random order, 1 the order of the true errors. NaN if all errors are equal up to rounding.
+    The gain is that of the mean risk while the items with the highest scores are rejected, from none to the
+    fraction `max_rejection` (Malinin et al. 2017; LM-Polygraph's `PredictionRejectionArea`). 0 is a random
+    order, 1 the order of the true errors. NaN if all errors are equal up to rounding, or if too few items
+    may be rejected to differ.
+
+    Args:
+        max_rejection: above 0 and at most 1.
     """
     order, values = Ranking(errors, scores), checks.finite(errors, name="errors")
-    return _fraction(float(order.risks().mean()), Ranking(values, values), np.ones(len(values)))
+    (last,) = _coverages([max_rejection], "max_rejection")
+    return _prr(order.risks(), Ranking(values, values), np.ones(len(values)), float(last))
 
 
-def _fraction(area: float, oracle: Ranking, weights: Floats) -> float:
-    if not checks.varies(oracle.errors[weights > 0]):
+def _prr(risks: Floats, oracle: Ranking, weights: Floats, max_rejection: float = 1.0) -> float:
+    """`prr` of the risks at coverages 1/n, 2/n … 1."""
+    rejected = int(max_rejection * len(risks))
+    if rejected < 2 or not checks.varies(oracle.errors[weights > 0]):
         return math.nan
     random = float(weights @ oracle.errors / weights.sum())
-    return (random - area) / (random - float(oracle._risks(None, weights).mean()))
+    gain = random - float(oracle._risks(None, weights)[-rejected:].mean())
+    return (random - float(risks[-rejected:].mean())) / gain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +102,7 @@ class RiskCoverage:
     Attributes:
         coverages, risks: points of the curve, `[coverages]`.
         low, high: ends of the risks' intervals, `[coverages]`.
+        prr, prr_half: the prediction–rejection ratio while all, or half of the items are rejected.
     """
 
     coverages: Floats
@@ -97,13 +110,26 @@ class RiskCoverage:
     low: Floats
     high: Floats
     aurc: Interval
-    fraction_of_oracle: Interval
+    prr: Interval
+    prr_half: Interval
+
+    def to_tree(self) -> dict[str, Any]:
+        """Everything but the coverages, for JSON."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                if field.name != "coverages"}
+
+    @classmethod
+    def from_tree(cls, coverages: Sequence[float], tree: Mapping[str, Any]) -> RiskCoverage:
+        """The inverse of `to_tree`."""
+        arrays = (np.asarray(tree[name]) for name in ("risks", "low", "high"))
+        intervals = (Interval.from_tree(tree[name]) for name in ("aurc", "prr", "prr_half"))
+        return cls(np.asarray(coverages), *arrays, *intervals)
 
 
 def risk_coverage(errors: ArrayLike, scores: ArrayLike, *, coverages: Sequence[float] = GRID,
                   replicates: int = 2000, seed: int = 42, level: float = 0.95,
                   groups: ArrayLike | None = None) -> RiskCoverage:
-    """Returns the curve, the AURC and the fraction of the oracle's gain, with bootstrap percentile intervals.
+    """Returns the curve, the AURC and the PRR, with bootstrap percentile intervals.
 
     Each replicate is sorted again. Resampling only the answered items would treat the threshold as known.
 
@@ -113,17 +139,17 @@ def risk_coverage(errors: ArrayLike, scores: ArrayLike, *, coverages: Sequence[f
         groups: `[items]`, group of each item; the bootstrap resamples whole groups. None resamples items.
     """
     order, oracle, grid = Ranking(errors, scores), Ranking(errors, errors), _coverages(coverages)
-    curves, areas, fractions = [], [], []
+    curves, areas, ratios = [], [], []
     for counts in resampled_counts(len(order.errors), replicates, seed, groups):
         for weights in counts.astype(float):
             curves.append(order._risks(grid, weights))
-            areas.append(float(order._risks(None, weights).mean()))
-            fractions.append(_fraction(areas[-1], oracle, weights))
-    defined = np.asarray(fractions)
-    defined = defined[~np.isnan(defined)]
+            risks = order._risks(None, weights)
+            areas.append(float(risks.mean()))
+            ratios.append([_prr(risks, oracle, weights, part) for part in (1.0, HALF)])
     ends = [percentiles(risks, level) for risks in np.asarray(curves).T]
     return RiskCoverage(
         grid, order.risks(grid),
         np.array([low for low, _ in ends]), np.array([high for _, high in ends]),
         Interval(aurc(errors, scores), *percentiles(np.asarray(areas), level)),
-        Interval(fraction_of_oracle(errors, scores), *percentiles(defined, level)))
+        *(Interval(prr(errors, scores, part), *percentiles(column[~np.isnan(column)], level))
+          for part, column in zip((1.0, HALF), np.asarray(ratios).T, strict=True)))

@@ -82,10 +82,8 @@ def selective_metrics(scores: Mapping[str, np.ndarray], bootstrap: BootstrapOpti
     errors, groups = scores["error"].astype(float), scores["group"].astype(str)
 
     def rung_results(name: str) -> Tree:
-        curve = selective.risk_coverage(errors, scores[name], replicates=bootstrap.replicates,
-                                        seed=bootstrap.seed, groups=groups)
-        return {"risks": curve.risks, "low": curve.low, "high": curve.high, "aurc": curve.aurc,
-                "fraction_of_oracle": curve.fraction_of_oracle}
+        return selective.risk_coverage(errors, scores[name], replicates=bootstrap.replicates,
+                                       seed=bootstrap.seed, groups=groups).to_tree()
     return {"mean_error": float(errors.mean()), "coverages": selective.GRID,
             "oracle": selective.Ranking(errors, errors).risks(selective.GRID),
             "rungs": {name: rung_results(name) for name in rung_names(scores)}}

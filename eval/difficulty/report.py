@@ -67,8 +67,8 @@ def write(study: DifficultyStudy, name: str, provenance: Mapping[str, Any]) -> l
     report.paragraph("Latents − raw: the difference of AUROC between P3 and P2. Corrected p: of its paired "
                      "bootstrap test, with Holm's correction for the comparisons of the study. Causal: the "
                      "number of chosen latents whose ablation changes the loss significantly (corrected p < "
-                     "0.05) and more than the ablation of any of their controls. Fraction of oracle gain: in "
-                     "selective answering, for the P rung preferred by cross-validation. Cascade − random: "
+                     "0.05) and more than the ablation of any of their controls. PRR: prediction–rejection "
+                     "ratio, for the P rung preferred by cross-validation. Cascade − random: "
                      "the error when that rung routes 25 % of the items to the larger model, minus the error "
                      "of random routing at equal cost.")
     report.table(rows if len(rows) > 1 else vertical(rows[0]))
@@ -101,7 +101,7 @@ def synthesis_rows(study_results: Mapping[str, Any]) -> list[dict[str, Any]]:
             exceeding = sum(e["exceeds_controls"] for e in effects["chosen"].values())
             row[f"causal, {positions}"] = (
                 f"{0 if probe['groups'] < conclusions.FEW else exceeding} of {len(effects['chosen'])}")
-        row["fraction of oracle gain"] = _interval(results["selective"]["rungs"][best]["fraction_of_oracle"])
+        row["PRR"] = _interval(results["selective"]["rungs"][best]["prr"])
         routed = results.get("cascade", {"rungs": {}})["rungs"].get(best, {})
         row["cascade − random"] = _interval(routed.get("0.25"))
         if results.get("sae", {}).get("faults"):
@@ -210,9 +210,9 @@ def conclusions_of(results: Mapping[str, Any]) -> list[str]:
                              f"{len(chosen)} chosen latents changes the loss significantly (corrected p < "
                              f"0.05); {exceeding} of them change it more than any of their controls."
                              + (f" Never active at these positions: {', '.join(never)}." if never else ""))
-    gain = Interval.from_tree(results["selective"]["rungs"][best]["fraction_of_oracle"])
-    sentences.append(f"Selective answering, ranked by `{best}`, reaches {conclusions.format_interval(gain)} "
-                     "of the oracle's gain.")
+    gain = Interval.from_tree(results["selective"]["rungs"][best]["prr"])
+    sentences.append(f"Selective answering, ranked by `{best}`, has a prediction–rejection ratio (PRR) of "
+                     f"{conclusions.format_interval(gain)}: the fraction of the oracle's gain.")
     if "cascade" in results:
         routed = Interval.from_tree(results["cascade"]["rungs"][best]["0.25"])
         sentences.append(f"If `{best}` routes 25 % of the items to the larger model, the error differs by "
@@ -288,11 +288,8 @@ def _ladder(report: Document, layer: int, probe: Mapping[str, Any]) -> None:
 def _selective(report: Document, layer: int, results: Mapping[str, Any], scores: Mapping[str, np.ndarray],
                unit: str) -> None:
     report.heading("Selective answering", 3)
-    curves = {name: selective.RiskCoverage(
-        np.asarray(results["coverages"]), np.asarray(rung["risks"]), np.asarray(rung["low"]),
-        np.asarray(rung["high"]), Interval.from_tree(rung["aurc"]),
-        Interval.from_tree(rung["fraction_of_oracle"]))
-        for name, rung in results["rungs"].items()}
+    curves = {name: selective.RiskCoverage.from_tree(results["coverages"], rung)
+              for name, rung in results["rungs"].items()}
     error = _error_name(scores, unit)
     published = {name: curve for name, curve in curves.items() if name.startswith("P")}
     report.figure(f"risk-coverage-{layer}",
@@ -302,10 +299,12 @@ def _selective(report: Document, layer: int, results: Mapping[str, Any], scores:
                   f"hard. {figures.intervals_caption(published)}")
     half = list(results["coverages"]).index(0.5)
     report.table([{"rung": name, "AURC": curve.aurc,
-                   "fraction of oracle gain": conclusions.format_interval(curve.fraction_of_oracle),
+                   "PRR": conclusions.format_interval(curve.prr),
+                   "PRR, half rejected": conclusions.format_interval(curve.prr_half),
                    f"{error} at coverage 0.5": float(curve.risks[half]),
                    "at coverage 1": results["mean_error"]}
                   for name, curve in curves.items()])
+    report.paragraph(conclusions.PRR)
 
 
 def _calibration(report: Document, layer: int, results: Mapping[str, Any], study: DifficultyStudy,

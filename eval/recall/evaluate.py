@@ -217,11 +217,8 @@ def _precision(correct: NDArray, group: NDArray, replicates: int, seed: int) -> 
 
 def _risks(errors: Floats, group: NDArray, scores: Mapping[str, Floats], replicates: int, seed: int) -> Tree:
     """Returns risk–coverage curves: the fraction of wrong answers when the highest scores are answered."""
-    curves = {}
-    for name, values in scores.items():
-        curve = selective.risk_coverage(errors, -values, replicates=replicates, seed=seed, groups=group)
-        curves[name] = {"risks": curve.risks, "low": curve.low, "high": curve.high, "aurc": curve.aurc,
-                        "fraction_of_oracle": curve.fraction_of_oracle}
+    curves = {name: selective.risk_coverage(errors, -values, replicates=replicates, seed=seed,
+                                            groups=group).to_tree() for name, values in scores.items()}
     return {"coverages": selective.GRID, "mean_error": float(errors.mean()),
             "oracle": selective.Ranking(errors, errors).risks(selective.GRID), "methods": curves}
 

@@ -17,6 +17,7 @@ from .. import figures, metrics, selective
 from ..conclusions import (
     CORRECTION,
     FEW,
+    PRR,
     compare_with_chance,
     few_groups_warning,
     format_difference,
@@ -337,18 +338,16 @@ def _add_verdicts(report: Document, results: Tree) -> None:
 def _add_risk_coverage(report: Document, results: Tree) -> None:
     report.heading("Selective answering")
     risk = results["risk"]
-    curves = {name: selective.RiskCoverage(
-        np.asarray(risk["coverages"]), np.asarray(curve["risks"]), np.asarray(curve["low"]),
-        np.asarray(curve["high"]), Interval.from_tree(curve["aurc"]),
-        Interval.from_tree(curve["fraction_of_oracle"]))
-        for name in SHOWN if (curve := risk["methods"].get(name))}
+    curves = {name: selective.RiskCoverage.from_tree(risk["coverages"], curve)
+              for name in SHOWN if (curve := risk["methods"].get(name))}
     report.figure("risk-coverage", figures.risk_coverage(
         curves, risk["oracle"], risk["mean_error"], unit="fraction of wrong answers"),
         "Risk–coverage: fraction of wrong answers among the questions answered, when each method answers the "
         f"questions with its highest scores first. {figures.intervals_caption(curves)}")
     report.table([{"method": name, "AURC": _interval(curve["aurc"]),
-                   "fraction of the oracle's gain": _interval(curve["fraction_of_oracle"])}
+                   "PRR": _interval(curve["prr"]), "PRR, half rejected": _interval(curve["prr_half"])}
                   for name, curve in risk["methods"].items()])
+    report.paragraph(PRR)
 
 
 def _add_transfer(report: Document, results: Tree) -> None:

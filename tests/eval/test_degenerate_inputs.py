@@ -66,7 +66,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "guaranteed_thresholds": (lambda y, s: thresholds.guaranteed_thresholds(y, s, 0.1, 0.5, [-1, 0.3, 2]),
                               "r=== rr ===== rrrrr rrrr =="),
     "aurc": (selective.aurc, "r=== rr ===== ===rr rrrr =="),
-    "fraction_of_oracle": (selective.fraction_of_oracle, "rnn= rr ===== ===rr rrrr =="),
+    "prr": (selective.prr, "rnn= rr ===== ===rr rrrr =="),
     "risk_coverage": (lambda y, s: selective.risk_coverage(y, s, replicates=20).aurc,
                       "r=== rr ===== ===rr rrrr =="),
     "frontier": (lambda y, s: cascade.frontier(y, [0] * len(y), s, COSTS).errors,
@@ -92,7 +92,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
                             "r=== rr ===== ===== =rrr =="),
 }
 # Functions whose result does not depend on the order of the items.
-WITHOUT_ORDER = {"auroc", "auprc", "guaranteed_thresholds", "aurc", "fraction_of_oracle",
+WITHOUT_ORDER = {"auroc", "auprc", "guaranteed_thresholds", "aurc", "prr",
                  "frontier", "platt", "temperature", "isotonic", "brier", "log_loss",
                  "expected_calibration_error", "exact_sign_flips", "paired_t", "conformal_threshold"}
 
