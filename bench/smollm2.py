@@ -49,8 +49,10 @@ import jax, jax.numpy as jnp
 from flax import nnx
 from tilelli_jax.loading.language import load
 from tilelli_jax.models.decoder import ComputeConfig
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = load(sys.argv[1], ComputeConfig(dtype=sys.argv[2]))
+model = load(sys.argv[1], ComputeConfig(dtype=sys.argv[2]), param_dtype=sys.argv[2])
+graph, params = nnx.split(model)
+forward = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids))
+forward(params, jnp.zeros((1, 64), int)).block_until_ready()
 weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
 pages = int(open("/proc/self/statm").read().split()[1])
 print(weights, pages * resource.getpagesize(), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,6 +26,10 @@ def report(source: Source, plan: Plan | None, problem: str) -> str:
         rows.append([original, "×".join(map(str, tensor.shape)) or "scalar",
                      source.formats.get(original, str(tensor.dtype)), _becomes(name, plan)])
     lines = [table(rows), "", f"{source.path}: {len(tensors)} tensors, {_count(tensors):,} numbers"]
+    if source.is_gguf:
+        counts = Counter(source.formats.values())
+        lines.append(f"GGUF, architecture {source.architecture}, {source.path.stat().st_size / 1e6:,.1f} MB; "
+                     f"tensors: {', '.join(f'{count} {name}' for name, count in counts.most_common())}")
     if plan is not None:
         lines.append(f"family {plan.family}; configuration:")
         lines += [f"  {key}: {value}" for key, value in config_lib.to_dict(plan.config).items()]

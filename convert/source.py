@@ -61,6 +61,7 @@ class Source:
         companions: files that are copied unchanged.
         generated: makes further files of the model directory: name → content.
         formats: formats of the tensors of a GGUF file, by name in the file.
+        architecture: architecture of a GGUF file.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Source:
     companions: tuple[Path, ...] = ()
     generated: Callable[[], Mapping[str, bytes]] = dict
     formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    architecture: str = ""
 
     @property
     def is_directory(self) -> bool:
@@ -147,6 +149,7 @@ def open_source(path: Path) -> Source:
     if is_gguf(path):
         file = read_gguf(path)
         return Source(path, file.config, file.tensors, formats=file.formats,
+                      architecture=file.metadata["general.architecture"],
                       generated=lambda: tokenizer_files(file.metadata, str(path)))
     if path.suffix == ".npz":
         return Source(path, {}, _npz(path))

@@ -37,7 +37,6 @@ class ComparisonStudy(Study[ComparisonConfig]):
     """One comparison. Attributes and methods train the runs that they need."""
 
     STAGES = ("train", "evaluate")
-    MAIN_KEYS = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -25,15 +25,25 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tilelli_jax.cli import progress
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation.decoding import generate_ids
+from tilelli_jax.io.json_text import read_json
 from tilelli_jax.loading.language import load_with_tokenizer
+from tilelli_jax.loading.sources import local_path
 from tilelli_jax.models import freeze
 from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.pretrained.hugging_face import GENERATION
 from tilelli_jax.signals.batching import batches, max_time, padded_ids
 
 NUL = 0  # begins and ends the texts of byte-level networks, as in what `tilelli convert --to hf` writes
 MAX_NEW = 256  # new tokens if a task sets no limit, as in `hf`
 TOP_K = 50  # for sampling, unless a task sets it: the default of transformers
-FIXED_OPTIONS = {"num_beams": 1, "repetition_penalty": 1}  # generation options → the only supported value
+# Generation options → the only supported value.
+FIXED_OPTIONS = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1}
+# Keys of generation_config.json that change greedy decoding by lm_eval's model `hf` → neutral values.
+GREEDY_KEYS: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1), "no_repeat_ngram_size": (None, 0), "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []), "bad_words_ids": (None, []), "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,), "min_length": (None, 0), "min_new_tokens": (None, 0),
+    "exponential_decay_length_penalty": (None,)}
 
 Request = tuple[Any, list[int], list[int]]  # key in lm_eval's cache, or None; ids of context, continuation
 
@@ -74,8 +84,9 @@ class TilelliLM(TemplateLM):
             raise InputError(f"dtype: expected float32 or bfloat16, found {dtype!r}")
         self.batch_size, self.path, self.seed = int(batch_size), str(path), int(seed)
         language = load_with_tokenizer(path, tokenizer,
-                                 None if dtype == "float32" else ComputeConfig(dtype="bfloat16"))
+                                       None if dtype == "float32" else ComputeConfig(dtype="bfloat16"))
         self._model, self._language, self._dtype = freeze(language.model), language, dtype
+        _warn_of_generation_config(path)
         is_bytes = language.model.is_byte_level
         if tokenizer and is_bytes:
             raise InputError(f"tokenizer: expected none, as {path} is a byte-level network, found "
@@ -264,10 +275,22 @@ class TilelliLM(TemplateLM):
                                            self._think_end) for result in continued]
 
 
+def _warn_of_generation_config(path: str) -> None:
+    """Logs a warning if the network's generation_config.json changes greedy decoding; here it does not."""
+    file = local_path(path) / GENERATION
+    tree = read_json(file) if file.is_file() else {}
+    changed = [f"{key} {tree[key]}" for key, neutral in GREEDY_KEYS.items() if tree.get(key) not in neutral]
+    if changed:
+        log.warning("%s: %s: not used; lm_eval's model hf uses it", file, ", ".join(changed))
+
+
 def _sampling(settings: dict[str, Any]) -> dict[str, Any]:
     """Options of `generate_ids` from a task's generation options, as lm_eval normalises them."""
     do_sample, temperature = settings.pop("do_sample"), float(settings.pop("temperature", 0.0))
     sampling = {"top_k": int(settings.pop("top_k", TOP_K)), "top_p": float(settings.pop("top_p", 1.0))}
+    if not do_sample:
+        for key in ("min_p", "typical_p"):  # of sampling
+            settings.pop(key, None)
     for key, value in settings.items():
         if key not in FIXED_OPTIONS:
             raise InputError("generation_kwargs: expected until, max_gen_toks, do_sample, temperature, top_k "

@@ -45,7 +45,7 @@ class Study(abc.ABC, Generic[C]):
     """
 
     STAGES: ClassVar[tuple[str, ...]]  # what --stage may name, besides "all"
-    MAIN_KEYS: ClassVar[tuple[str, ...]]  # keys that `--help` lists first
+    MAIN_KEYS: ClassVar[tuple[str, ...]] = ()  # keys that `--help` lists first
 
     def __init__(self, config: C, out: Path, notify: Callable[[str], None] = lambda line: None) -> None:
         self.config, self.out, self.notify = config, out, notify

@@ -349,7 +349,6 @@ def test_help_says_which_families_are_written_as_directories(capsys: pytest.Capt
     shown = " ".join(capsys.readouterr().out.split())
     directories = [name for name, (_, network) in store.FAMILIES.items()
                    if isinstance(network, type) and issubclass(network, PretrainedModel)]
-    found = re.search(r"torch: convert back, to a \.pt file for (.*?), else to a Hugging Face directory",
-                      shown)
+    found = re.search(r"torch: the original layout, a \.pt file for (.*?), else the same as hf", shown)
     assert found and {*re.split(", | and ", found[1]), *directories} == store.FAMILIES.keys()
-    assert f"a .pt file for {found[1]}, a Hugging Face directory for all other families" in shown
+    assert f"the original layout: a .pt file for {found[1]}, else a Hugging Face directory" in shown

@@ -103,7 +103,7 @@ def test_quantised_weights_are_frozen(written: Any) -> None:
     (dataclasses.replace(VANILLA, vocab_size=300), "vocab_size: expected 256, the bytes, found 300")])
 def test_other_networks(config: Any, message: str, tmp_path: Path,
                         capsys: pytest.CaptureFixture[str]) -> None:
-    store.save(random_network(config, 0)[0], tmp_path / "ours")
+    store.save(store.build(config), tmp_path / "ours")
     assert main([str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to", "hf"]) == 2
     assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "theirs").exists()

@@ -5,6 +5,7 @@ The errors themselves differ, because sums are rounded in another order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import numpy as np
 import pytest
 
 from tests.extras import needs_transformers
-from tilelli_jax.models import FlaxGemma4ForCausalLM, FlaxGPTNeoXForCausalLM, FlaxT5ForConditionalGeneration
+from tilelli_jax.models import (
+    FlaxGemma3ForCausalLM,
+    FlaxGemma4ForCausalLM,
+    FlaxGPTNeoXForCausalLM,
+    FlaxLlamaForCausalLM,
+    FlaxT5ForConditionalGeneration,
+)
 from tilelli_jax.models.decoder import ComputeConfig
 
 pytestmark = needs_transformers
@@ -39,6 +46,18 @@ def gemma4() -> Any:
         layer_types=["sliding_attention", "full_attention"] * 2, attn_implementation="eager"))
 
 
+def decoder(name: str, config: str = "", **options: Any) -> Callable[[], Any]:
+    """A network of a class of transformers with Llama's settings, and others."""
+    def make() -> Any:
+        import transformers
+        config_class = getattr(transformers, config or f"{name}Config")
+        return getattr(transformers, f"{name}ForCausalLM")(config_class(
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=64,
+            initializer_range=0.2, attn_implementation="eager", **options))
+    return make
+
+
 def t5() -> Any:
     import transformers
     return transformers.T5ForConditionalGeneration(transformers.T5Config(
@@ -48,6 +67,12 @@ def t5() -> Any:
 
 NETWORKS: dict[str, Any] = {  # theirs, ours, and the number of inputs
     "gpt_neox": (neox, FlaxGPTNeoXForCausalLM, 1), "gemma4": (gemma4, FlaxGemma4ForCausalLM, 1),
+    "llama": (decoder("Llama"), FlaxLlamaForCausalLM, 1),
+    "mistral": (decoder("Mistral", sliding_window=5), FlaxLlamaForCausalLM, 1),
+    "qwen2": (decoder("Qwen2"), FlaxLlamaForCausalLM, 1),
+    "qwen3": (decoder("Qwen3"), FlaxLlamaForCausalLM, 1),
+    "gemma3": (decoder("Gemma3", "Gemma3TextConfig", sliding_window=5, query_pre_attn_scalar=8),
+               FlaxGemma3ForCausalLM, 1),
     "t5": (t5, FlaxT5ForConditionalGeneration, 2)}
 
 

@@ -77,7 +77,7 @@ def test_each_tensor_has_one_learned_scale_and_rotations_are_not_parameters() ->
 
 
 RUNS = [path for path in sorted(CONFIGS.glob("*.yaml"))
-        if not path.stem.startswith(("difficulty-", "recall-", "lite-vs-", "claims-"))
+        if not path.stem.startswith(("difficulty-", "recall-", "lite-vs-", "claims-", "inference-"))
         and path.stem not in ("abstention", "abstention-demo")]
 
 

@@ -205,6 +205,13 @@ def test_settings_of_other_writers(llama: Path, tmp_path: Path) -> None:
             f"{scaling}factor": 2.5})
     assert (tree["num_key_value_heads"], tree["head_dim"], tree["eos_token_id"]) == (4, 6, [2])
     assert tree["rope_parameters"] == {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.5}
+    harmless = {"llama.expert_count": 0, "llama.attention.causal": True, "llama.logit_scale": 1.0,
+                "llama.vocab_size": 61, "llama.use_parallel_residual": False}
+    assert config_of(tmp_path, llama, metadata=harmless) == config_of(tmp_path, llama)
+    sentencepiece = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.bos_token_id": None,
+                     "tokenizer.ggml.eos_token_id": None, "tokenizer.ggml.eot_token_id": None}
+    tree = config_of(tmp_path, llama, metadata=sentencepiece)
+    assert (tree["bos_token_id"], tree["eos_token_id"]) == (1, [2]), "llama.cpp's defaults"
     tree = config_of(tmp_path, llama, metadata={"llama.rope.scale_linear": 2.0})
     assert tree["rope_parameters"]["factor"] == 2.0
     tree = config_of(tmp_path, llama, metadata={f"{scaling}type": "none", f"{scaling}factor": 2.0})
@@ -221,6 +228,14 @@ def test_layers_of_gemma(tmp_path: Path) -> None:
     config = tilelli_jax.load(write_gguf(tmp_path / "a.gguf", source, metadata={
         "gemma3.attention.sliding_window": None})).config
     assert config.layers == ("full",) * 6
+    pattern = "gemma3.attention.sliding_window_pattern"
+    for value, expected in ((2, ("sliding", "full") * 3), ([True, False, False, True, True, False], (
+            "sliding", "full", "full", "sliding", "sliding", "full")), (6, SIX)):
+        path = write_gguf(tmp_path / "a.gguf", source, metadata={pattern: value})
+        assert tilelli_jax.load(path).config.layers == expected
+    for value in ([True], 0, True, "x"):
+        with pytest.raises(InputError, match=f"{pattern}: expected"):
+            config_of(tmp_path, source, metadata={pattern: value})
     tree = config_of(tmp_path, source, metadata={"gemma3.block_count": 62, "gemma3.attention.head_count": 8})
     assert tree["query_pre_attn_scalar"] == 3  # the 27B divides by the width of the network's heads
     assert config_of(tmp_path, source)["query_pre_attn_scalar"] == 6
@@ -246,6 +261,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         "llama.attention.value_length: expected 6, the width of a head, found 8",)),
     "partly rotated": ({"llama.rope.dimension_count": 4}, {}, ("llama.rope.dimension_count: expected 6",)),
     "split": ({"split.count": 3}, {}, ("split.count", "one of 3 parts", "llama-gguf-split --merge")),
+    "a scale": ({"llama.attention.scale": 0.5}, {}, ("llama.attention.scale: expected 0, found 0.5",)),
+    "a scale of the logits": ({"llama.logit_scale": 0.5}, {}, ("llama.logit_scale: expected 1, found 0.5",)),
+    "clamps": ({"llama.attention.clamp_kqv": 8.0}, {}, ("llama.attention.clamp_kqv: expected 0, found 8.0",)),
+    "parallel": ({"llama.use_parallel_residual": True}, {}, (
+        "llama.use_parallel_residual: expected 0, found True",)),
+    "bidirectional": ({"llama.attention.causal": False}, {}, (
+        "llama.attention.causal: expected True, found False",)),
+    "a pattern": ({"llama.attention.sliding_window_pattern": 2}, {}, (
+        "llama.attention.sliding_window_pattern: expected 0, found 2",)),
     "scaling": ({"llama.rope.scaling.type": "longrope"}, {}, (
         "llama.rope.scaling.type: expected none, linear or yarn, found 'longrope'",)),
     "no factor": ({"llama.rope.scaling.type": "yarn"}, {}, ("expected the key llama.rope.scaling.factor",)),
@@ -383,6 +407,8 @@ def test_convert(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     row = next(line for line in lines if line.startswith("model.layers.1.self_attn.k_proj.weight"))
     assert row.split()[1:3] == ["12×24", "F16"] and "blocks.1.attention.key.kernel" in row
     assert any(line.split()[:3] == ["model.norm.weight", "24", "F32"] for line in lines)
+    assert any(line.startswith("GGUF, architecture llama, ") and line.endswith("15 F16, 5 F32")
+               for line in lines)
     assert "family llama; configuration:" in lines and f"{path}: 20 tensors" in "\n".join(lines)
 
     exact = write_gguf(tmp_path / "b.gguf", llama)

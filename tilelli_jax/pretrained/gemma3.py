@@ -34,7 +34,8 @@ NAMES = decoder_names({
 def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     tree = text_config(tree)
     for key, expected in (("hidden_activation", "gelu_pytorch_tanh"), ("final_logit_softcapping", None),
-                          ("attn_logit_softcapping", None), ("use_bidirectional_attention", False)):
+                          ("attn_logit_softcapping", None), ("use_bidirectional_attention", False),
+                          ("partial_rotary_factor", 1)):
         if value_or(tree, key, expected) != expected:
             raise InputError(f"{key}: expected {expected}, found {tree[key]!r:.40}")
     max_len = value_or(tree, "max_position_embeddings", 131072)

@@ -13,6 +13,7 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.gguf_file import UNQUANTISED, StoredTensor, read_header
+from tilelli_jax.pretrained.gguf_tokenizer import special_id
 from tilelli_jax.pretrained.hugging_face import Tree
 
 # Architecture of a file → model_type of config.json.
@@ -28,6 +29,19 @@ _IN_BLOCK = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layerno
 _GEMMA = _IN_BLOCK | {"ffn_norm": "pre_feedforward_layernorm",
                     "post_attention_norm": "post_attention_layernorm",
                     "post_ffw_norm": "post_feedforward_layernorm"}
+# Settings that are read, or do not affect the outputs, by their names after `{architecture}.`. Any other one
+# must be 0, false or the neutral value: with another value llama.cpp computes something else.
+_READ = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "attention.layer_norm_rms_epsilon", "attention.sliding_window", "attention.sliding_window_pattern",
+    "rope.dimension_count", "rope.freq_base", "rope.freq_base_swa", "rope.scale_linear", "rope.scaling.type",
+    "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.original_context_length",
+    "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    "tensor_data_layout"}
+_NEUTRAL: dict[str, Any] = {"attention.causal": True, "logit_scale": 1, "embedding_scale": 1,
+                            "residual_scale": 1}
 EMBEDDING, ROPE_FREQUENCIES = "token_embd.weight", "rope_freqs.weight"
 
 
@@ -126,9 +140,12 @@ def _config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
             raise InputError(f"{architecture}.{key}: expected a number > 0, found {found!r:.40}")
         return found
 
-    for key in ("expert_count", "nextn_predict_layers", "attn_logit_softcapping", "final_logit_softcapping"):
-        if value(key, 0):
-            raise InputError(f"{architecture}.{key}: expected 0, found {value(key)!r:.40}")
+    for key, found in metadata.items():
+        name = key.removeprefix(f"{architecture}.")
+        if name != key and name not in _READ and found and found != _NEUTRAL.get(name):
+            raise InputError(f"{key}: expected {_NEUTRAL.get(name, 0)}, found {found!r:.40}")
+        if name in _NEUTRAL and not found:
+            raise InputError(f"{key}: expected {_NEUTRAL[name]}, found {found!r:.40}")
     if EMBEDDING not in tensors:
         raise InputError(f"expected the tensor {EMBEDDING}")
     n_tokens, tokens = tensors[EMBEDDING].shape[0], metadata.get("tokenizer.ggml.tokens", [])
@@ -149,7 +166,7 @@ def _config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
         "max_position_embeddings": number("context_length"),
         "rms_norm_eps": _shortest_decimal(number("attention.layer_norm_rms_epsilon")),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"), "eos_token_id": _end_ids(metadata),
+        "bos_token_id": special_id(metadata, "bos"), "eos_token_id": _end_ids(metadata),
         "attention_bias": "blk.0.attn_output.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
     theta = _shortest_decimal(number("rope.freq_base", 10000.0))
     rope = {"rope_theta": theta, **_scaling(architecture, metadata, tensors, theta, d_head)}
@@ -158,18 +175,37 @@ def _config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
         query_scale = width // heads if tree["num_hidden_layers"] == 62 else d_head  # 62 blocks: the 27B
         local = {"rope_type": "default",
                  "rope_theta": _shortest_decimal(number("rope.freq_base_swa", 10000.0))}
-        # Files without a window have full layers only.
-        pattern = {"sliding_window": window} if window else {"sliding_window_pattern": 1}
-        return tree | pattern | {"query_pre_attn_scalar": query_scale, "rope_parameters": {
+        tree |= _sliding_layers(architecture, metadata, window, tree["num_hidden_layers"])
+        return tree | {"query_pre_attn_scalar": query_scale, "rope_parameters": {
             "full_attention": rope, "sliding_attention": local}}
-    if window and architecture == "llama":
+    for key in ("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"):
+        if value(key) and (architecture, key) != ("llama", "attention.sliding_window"):
+            raise InputError(f"{architecture}.{key}: expected 0, found {value(key)!r:.40}")
+    if window:
         tree |= {"model_type": "mistral", "sliding_window": window}
     return tree | {"rope_parameters": rope}
 
 
+def _sliding_layers(architecture: str, metadata: Mapping[str, Any], window: Any, n_layers: int) -> Tree:
+    """The window and the kinds of the layers; a file without a window has full layers only."""
+    if not window:
+        return {"sliding_window_pattern": 1}
+    key = f"{architecture}.attention.sliding_window_pattern"
+    pattern = metadata.get(key, 6)  # the number of layers up to a full one, or whether each is sliding
+    if isinstance(pattern, list):
+        if len(pattern) != n_layers or not all(isinstance(value, bool) for value in pattern):
+            raise InputError(f"{key}: expected true or false for each of {n_layers} layers, "
+                             f"found {pattern!r:.40}")
+        return {"sliding_window": window, "layer_types": [
+            "sliding_attention" if is_sliding else "full_attention" for is_sliding in pattern]}
+    if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 1:
+        raise InputError(f"{key}: expected a number ≥ 1 or a list, found {pattern!r:.40}")
+    return {"sliding_window": window, "sliding_window_pattern": pattern}
+
+
 def _end_ids(metadata: Mapping[str, Any]) -> list[int]:
     """The ids that end a text: of the end of a text, of a turn and of a message."""
-    ids = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
+    ids = (special_id(metadata, key) for key in ("eos", "eot", "eom"))
     return list(dict.fromkeys(end for end in ids if end is not None))
 
 

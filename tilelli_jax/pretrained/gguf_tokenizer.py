@@ -13,6 +13,8 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _KEY = "tokenizer.ggml."
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # theirs → llama.cpp's
+# Ids of a sentencepiece tokenizer whose file does not state them, as in llama.cpp.
+_DEFAULT_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 # Types of tokens.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 # How texts are cut into words, by the name of the pre-tokenizer. The patterns are those of the networks'
@@ -31,6 +33,12 @@ SPLITS = {**dict.fromkeys((*WHOLE_TOKENS, "dbrx", "smaug-bpe"), _LLAMA3), "tekke
           **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2)}
 AS_GPT2 = ("gpt-2", "mpt", "olmo", "jais", "trillion")
 DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")  # each cut off
+
+
+def special_id(metadata: Mapping[str, Any], name: str) -> int | None:
+    """The id of a special token under llama.cpp's name, such as bos, eos, unknown; None: it has none."""
+    default = _DEFAULT_IDS.get(name) if metadata.get(f"{_KEY}model") == "llama" else None
+    return metadata.get(f"{_KEY}{name}_token_id", default)
 
 
 def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes]:
@@ -52,7 +60,7 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
         raise extras.missing("tokenizers", f"{source}: reading the tokenizer") from None
     try:
         special = {f"{ours}_token": tokens[index] for ours, theirs in _SPECIAL.items()
-                   if (index := metadata.get(f"{_KEY}{theirs}_token_id")) is not None}
+                   if (index := special_id(metadata, theirs)) is not None}
         tokenizer = _byte_level(metadata) if kind == "gpt2" else _sentencepiece(metadata, special)
         _add_tokens(tokenizer, metadata, special)
         begins = kind == "llama" or metadata.get(f"{_KEY}pre") in WHOLE_TOKENS
@@ -77,6 +85,9 @@ def _byte_level(metadata: Mapping[str, Any]) -> Any:
     """A tokenizer whose tokens are spelled in GPT-2's 256 letters for bytes."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     pre = metadata.get(f"{_KEY}pre")
+    if pre is None:
+        raise InputError(f"expected the key {_KEY}pre, which old files lack; --tokenizer names a tokenizer "
+                         "elsewhere")
     if pre not in (known := (*SPLITS, *AS_GPT2, *DIGITS)):
         raise InputError(f"{_KEY}pre: expected one of {', '.join(known)}, found {pre!r:.40}")
     if f"{_KEY}merges" not in metadata:

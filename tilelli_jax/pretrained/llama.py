@@ -57,12 +57,14 @@ def decoder_ignored(config: Any) -> Mapping[str, str]:
 
 def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     model_type, n_layers = tree["model_type"], tree["num_hidden_layers"]
-    if (activation := value_or(tree, "hidden_act", "silu")) != "silu":
-        raise InputError(f"hidden_act: expected silu, found {activation!r:.40}")
+    for setting, expected in (("hidden_act", "silu"), ("partial_rotary_factor", 1)):
+        if (found := value_or(tree, setting, expected)) != expected:
+            raise InputError(f"{setting}: expected {expected}, found {found!r:.40}")
     layers, window = _layers(tree)
     rope, key = rope_section(tree)
     max_len = tree["max_position_embeddings"]
-    theta, scaling = rotary_of(rope, key, theta=value_or(tree, "rope_theta", 10000.0), max_len=max_len)
+    theta, scaling = rotary_of(rope, key, theta=value_or(tree, "rope_theta", 10000.0), max_len=max_len,
+                               original_len=tree.get("original_max_position_embeddings"))
     n_heads = tree["num_attention_heads"]
     kv_heads = {"llama": n_heads, "mistral": 8}.get(model_type, 32)  # transformers' defaults
     return {

@@ -24,7 +24,8 @@ def rope_type(rope: Tree) -> Any:
     return rope.get("rope_type", rope.get("type", "default"))
 
 
-def rotary_of(rope: Tree, key: str, *, theta: Any, max_len: Any) -> tuple[float, Tree | None]:
+def rotary_of(rope: Tree, key: str, *, theta: Any, max_len: Any,
+              original_len: Any = None) -> tuple[float, Tree | None]:
     """The base of the rotary frequencies, and our settings of their scaling; None: no scaling.
 
     Args:
@@ -32,6 +33,8 @@ def rotary_of(rope: Tree, key: str, *, theta: Any, max_len: Any) -> tuple[float,
         key: its key, for error messages.
         theta: the base where the section has none.
         max_len: value of max_position_embeddings.
+        original_len: value of original_max_position_embeddings outside the section, which transformers takes
+            before the one inside.
 
     Raises:
         InputError: the section asks for something else.
@@ -51,7 +54,9 @@ def rotary_of(rope: Tree, key: str, *, theta: Any, max_len: Any) -> tuple[float,
             raise InputError(f"expected the key {key}.{name}")
         return positive(value, f"{key}.{name}")
 
-    length = value_or(rope, "original_max_position_embeddings", max_len)
+    length = original_len
+    if length is None:
+        length = value_or(rope, "original_max_position_embeddings", max_len)
     if kind == "linear":
         return theta, {"kind": kind, "factor": number("factor")}
     if kind == "llama3":

@@ -149,8 +149,8 @@ def test_unsuitable_networks_and_prompts(place: Path, tmp_path: Path,
              f"networks.v9: {tmp_path / 'headed'}: expected the family, d_model, n_layers and pathways of "
              "the other networks, ('routed', 16, 2, 'local', 1), found ('vanilla', 16, 2)"),
             (given(base="routed", v9="wide"), "found ('routed', 16, 2, 'local', 'dense', 1)"),
-            (given(base="tokens"), f"networks.base: {tmp_path / 'tokens'}: expected a network that reads "
-                                   "bytes, routed or vanilla"),
+            (given(base="tokens"), f"networks.base: {tmp_path / 'tokens'}: expected a byte-level network, "
+                                   "routed or vanilla"),
             ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
         tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
         assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2

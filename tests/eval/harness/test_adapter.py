@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +231,17 @@ def test_lm_eval_knows_the_model() -> None:
     assert get_model("tilelli") is TilelliLM
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     assert points == {"lm_eval.models": {"tilelli": f"{TilelliLM.__module__}:{TilelliLM.__qualname__}"}}
+
+
+def test_settings_of_greedy_decoding_that_hf_uses_are_named(networks: Any, tmp_path: Path,
+                                                            caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "network"
+    shutil.copytree(networks("vanilla")[1], path)
+    for settings, expected in (
+            ({"repetition_penalty": 1.1, "temperature": 0.5}, "repetition_penalty 1.1: not used"),
+            ({"repetition_penalty": 1.0, "min_length": 0, "top_k": 3}, None)):
+        (path / "generation_config.json").write_text(json.dumps(settings))
+        caplog.clear()
+        adapter._warn_of_generation_config(str(path))
+        found = [record.getMessage() for record in caplog.records]
+        assert (expected is None and not found) or (expected and expected in found[0]), found
