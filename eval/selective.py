@@ -121,9 +121,9 @@ class RiskCoverage:
     @classmethod
     def from_tree(cls, coverages: Sequence[float], tree: Mapping[str, Any]) -> RiskCoverage:
         """The inverse of `to_tree`."""
-        arrays = (np.asarray(tree[name]) for name in ("risks", "low", "high"))
-        intervals = (Interval.from_tree(tree[name]) for name in ("aurc", "prr", "prr_half"))
-        return cls(np.asarray(coverages), *arrays, *intervals)
+        risks, low, high = (np.asarray(tree[name]) for name in ("risks", "low", "high"))
+        area, ratio, half = (Interval.from_tree(tree[name]) for name in ("aurc", "prr", "prr_half"))
+        return cls(np.asarray(coverages), risks, low, high, area, ratio, half)
 
 
 def risk_coverage(errors: ArrayLike, scores: ArrayLike, *, coverages: Sequence[float] = GRID,

@@ -28,8 +28,8 @@ from tilelli_jax.io.tensors import INDEX, TENSORS, in_memory, write_directory
 from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.models.chronos import ChronosConfig
-from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gemma3 import Gemma3Config
+from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.models.routed import RoutedConfig
