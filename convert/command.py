@@ -144,7 +144,9 @@ def _convert_back(options: argparse.Namespace) -> int:
             raise InputError(f"--to hf: expected no --dtype for a {config.family}")
         if note := to_transformers.write(options.source, options.out):
             print(f"note: {note}", file=sys.stderr)
-        print(f"{options.out}: written for transformers")
+        print(f"{options.out}: written for transformers; load it by AutoModelForCausalLM.from_pretrained("
+              f"{str(options.out)!r}{', trust_remote_code=True' * (config.family == 'routed')}), "
+              "and AutoTokenizer in the same way")
         return 0
     arrays = _stored_as(store.read_tensors(options.source), options.dtype)
     vanished: dict[str, int] = {}

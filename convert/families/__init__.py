@@ -37,6 +37,10 @@ def family_of(source: Source, name: str | None) -> SourceFamily:
                          "tilelli_jax.load reads it, --to torch converts it back")
     if recognised is None:
         kind = source.config.get("model_type")
+        if kind == "tilelli_routed":
+            raise InputError(f"{source.path}: written by --to hf for transformers, which is one-way: "
+                             "quantised weights are frozen; expected the model directory, or a .pt file "
+                             "of --to torch")
         contents = f"model_type '{kind}'" if kind else f"tensors like {', '.join(list(source.tensors)[:3])}"
         raise InputError(f"{source.path}: expected a checkpoint of a known family ({', '.join(FAMILIES)}; "
                          f"--from selects one), found {contents}")

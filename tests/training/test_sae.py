@@ -135,9 +135,9 @@ def test_batch_topk_with_prefixes(activations: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "parts"), [
-    (["model.d_model=8"], ["model.d_model", "activations of width 16"]),
+    (["model.d_model=8"], ["model.d_model: expected 16, the width of the activations"]),
     (["activations.source=nowhere"], ["nowhere", "expected a directory of activations"]),
-    (["train.batch_size=4096"], ["train.batch_size", "2700 rows"]),
+    (["train.batch_size=4096"], ["train.batch_size: expected at most 2700, the rows to train on"]),
     (["activations="], ["activations"]),
     (["activations.valid_fraction=0.0001"], ["activations.valid_fraction", "rows that differ"]),
     (["report.prompts=[hello]"], ["report.prompts", "no text"]),

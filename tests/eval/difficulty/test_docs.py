@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.reference_impl.random_weights import random_network
+from tilelli_jax.data.activations import open_activations
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -34,7 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_network_is_probed_and_patched(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _ = blocks("patching.md")
+    first, *_ = blocks("patching.md")
     assert len([line for line in first.splitlines() if line and "import" not in line]) <= 11
     names: dict[str, Any] = {}
     exec(first, names)
@@ -48,7 +49,7 @@ def test_a_network_is_probed_and_patched(place: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.exhaustive
 def test_effects_with_controls(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = blocks("patching.md")
+    first, second, third = blocks("patching.md")
     names: dict[str, Any] = {}
     exec(first, names)
     exec(second, names)
@@ -63,11 +64,14 @@ def test_effects_with_controls(place: Path, capsys: pytest.CaptureFixture[str]) 
                          rf"token \(p .*\), in {len(changed)} of 100 questions\n", printed)
     assert sentence and float(sentence[1].replace("−", "-")) == pytest.approx(change, abs=1e-4)
     assert "of 3 controls have as large a mean change" in printed
+    exec(third, names)
+    stored = open_activations("activations")
+    assert stored.d_model == D and len(stored) == sum(len(ids) - 1 for ids in names["token_ids"] if ids)
 
 
 @pytest.mark.exhaustive
 def test_a_latent_that_is_never_active_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = blocks("patching.md")
+    first, second, _ = blocks("patching.md")
     sae = store.load("my-sae")
     kernel, bias = np.array(sae.encoder.kernel[...]), np.array(sae.encoder.bias[...])
     kernel[:, 7], bias[7] = 0, -1e6  # latent 7 is never among the k largest

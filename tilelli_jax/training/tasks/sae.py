@@ -75,16 +75,16 @@ class AutoencoderTask(Task):
             raise InputError("activations.source: expected a directory of activations, found nothing")
         source = open_activations(section.source)
         if source.d_model != model.d_model:
-            raise InputError(f"model.d_model: {section.source} has activations of width {source.d_model}, "
-                             f"found {model.d_model}")
+            raise InputError(f"model.d_model: expected {source.d_model}, the width of the activations in "
+                             f"{section.source}, found {model.d_model}")
         check_batches(train.batch_size, train.eval_batch_size,
                       source.d_model * source.shards[0].dtype.itemsize, jax.process_count())
         n_valid = max(1, round(len(source) * section.valid_fraction))
         n_train = len(source) - n_valid
         self.train_rows, self.valid_rows = source.part(0, n_train), source.part(n_train, len(source))
         if n_train < train.batch_size:
-            raise InputError(f"train.batch_size: {section.source} has {n_train} rows to train on, "
-                             f"found {train.batch_size}")
+            raise InputError(f"train.batch_size: expected at most {n_train}, the rows to train on in "
+                             f"{section.source}, found {train.batch_size}")
         # The rows to validate on.
         self.held_out = self.valid_rows.part(0, min(n_valid, train.eval_bytes or n_valid))
         first = self.held_out.gather(np.arange(min(len(self.held_out), 1024)))
