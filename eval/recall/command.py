@@ -22,6 +22,11 @@ from typing import Any
 from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.cli.tables import table
 from tilelli_jax.errors import InputError
+from tilelli_jax.training.run import RunDirectory
+from tilelli_jax.training.report import losses_table
+from tilelli_jax.training.loss import NATS
+from tilelli_jax.training.config import ExperimentConfig
+from tilelli_jax import config as config_lib
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import check_text
 
@@ -51,9 +56,18 @@ def write_report(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -
     sidecar = study.export_sidecar(provenance["command"])
     conclusions = "\n".join(without_markup(text) for text in report.conclusions(results))
     return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n\n"
-            f"{conclusions}\n\nquestions and answers: {study.build / QUESTIONS}\n"
+            f"{conclusions}\n\n{_losses(study)}questions and answers: {study.build / QUESTIONS}\n"
             f"sidecar: {sidecar}, of the network {study.studied.path}\n"
             f"figures: {study.out / 'figures'}\n\n{_next_steps(study.studied.path, sidecar)}")
+
+
+def _losses(study: RecallStudy) -> str:
+    """Returns the losses of a network that the study trained, as a table; empty for others."""
+    if not study.config.network.train:
+        return ""
+    run = RunDirectory(Path(study.studied.path).parent)
+    config = config_lib.load(ExperimentConfig, run.config).report
+    return f"{losses_table(run.read_summary(), config, NATS)}\n\n"
 
 
 def _next_steps(model: Path, sidecar: Path) -> str:
