@@ -19,16 +19,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tilelli_jax import config as config_lib
 from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.cli.tables import table
 from tilelli_jax.errors import InputError
-from tilelli_jax.training.run import RunDirectory
-from tilelli_jax.training.report import losses_table
-from tilelli_jax.training.loss import NATS
-from tilelli_jax.training.config import ExperimentConfig
-from tilelli_jax import config as config_lib
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import check_text
+from tilelli_jax.training.config import ExperimentConfig
+from tilelli_jax.training.loss import NATS
+from tilelli_jax.training.report import losses_table
+from tilelli_jax.training.run import RunDirectory
 
 from ..document import without_markup
 from ..inputs.rows import read_rows, text_of
