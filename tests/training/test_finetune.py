@@ -132,7 +132,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
         folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
     """Bit for bit, including the router_kl loss state, and without the starting model."""
-    goal = {"train": ["router", "abstain"], "abstain_weight": 1, "router_entropy_weight": 2,
+    goal = {"trainable": ["router", "abstain"], "abstain_weight": 1, "router_entropy_weight": 2,
             "router_kl_weight": 0.5}
     shutil.copytree(folder / "routed", tmp_path / "start")
     start = f"train.init_from={tmp_path / 'start'}"
