@@ -138,21 +138,21 @@ def test_training(place: Path, tmp_path: Path, environment: dict[str, str]) -> N
         "data": {"source": str(place / "text.txt")}, "optimizer": {"learning_rate": 1e-2},
         "train": {"steps": 12, "batch_size": 8, "seq_len": 16, "log_every": 1, "eval_every": 4,
                   "eval_batch_size": 8, "eval_bytes": 500, "checkpoint_every": 3}})]
-    assert main([*command, f"run_dir={tmp_path / 'whole'}"]) == 0
-    once, again = tmp_path / "once", tmp_path / "again"
+    whole, once, again = (tmp_path / name / "run" for name in ("whole", "once", "again"))  # the card's title
+    assert main([*command, f"run_dir={whole}"]) == 0
 
     def check(at: int) -> None:
         assert main([*command, f"run_dir={once}"]) == 0
-        assert exported(once) == exported(tmp_path / "whole")
+        assert exported(once) == exported(whole)
 
     assert kill_command_at_every_file_operation(
         ["-m", "tilelli_jax", *command, f"run_dir={once}"], check, prepare=lambda: clear(once), below=once,
         kills=14, environment=environment | READ_ONLY) >= 12
     kill_again_and_again([*command, f"run_dir={again}"], 6, 40, again, environment)
     assert main([*command, f"run_dir={again}"]) == 0
-    assert exported(again) == exported(tmp_path / "whole")
+    assert exported(again) == exported(whole)
     summaries = [without_times(json.loads((path / "summary.json").read_text()))
-                 for path in (tmp_path / "whole", again)]
+                 for path in (whole, again)]
     assert summaries[0] == summaries[1]
 
 
