@@ -11,12 +11,28 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.io.json_text import read_json
 from tilelli_jax.io.tensors import read_directory
+from tilelli_jax.loading.store import from_arrays
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
                  "gemma3_text": "gemma3"}
 ROUNDED = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+def write_directory(path: Path, config: Any, format: str = "F32") -> Path:
+    """A Hugging Face directory whose weights the format holds exactly, and whose scales are exact plus 1."""
+    arrays = {}
+    for name, array in random_network(config, 0)[1].items():
+        if name.endswith("scale"):
+            arrays[name] = np.round(array * 256) / 256
+        elif name.endswith("bias"):
+            arrays[name] = array
+        else:
+            arrays[name] = array.astype(ROUNDED[format]).astype(np.float32)
+    from_arrays(config, arrays).save_pretrained(path)
+    return path
 
 
 def write_gguf(path: Path, source: Path, *, format: str = "F32", metadata: Mapping[str, Any] | None = None,
