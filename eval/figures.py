@@ -233,6 +233,49 @@ def by_depth(curves: Mapping[str, Sequence[float]], band: tuple[int, int] | None
     return _finished(figure, axes, title)
 
 
+def cost_benefit(points: Mapping[str, tuple[float, Interval]], best: Sequence[str],
+                 title: str = "") -> Figure:
+    """Plots the AUROC of each estimator over its seconds a question; those that nothing beats are named.
+
+    Args:
+        points: (seconds, above 0; AUROC) of each name.
+        best: the Pareto set, in order of cost; a line joins it.
+    """
+    figure, axes = _figure(width=7.2, height=4.6)
+    for name, (seconds, interval) in points.items():
+        style, chosen = style_of(name), name in best
+        axes.plot([seconds, seconds], [interval.low, interval.high], color=style.colour, linewidth=1,
+                  alpha=0.7 if chosen else 0.2)
+        axes.plot(seconds, interval.point, marker=style.mark, color=style.colour, linestyle="",
+                  markersize=8 if chosen else 5, alpha=1 if chosen else 0.5, label=name)
+    axes.step([points[name][0] for name in best], [points[name][1].point for name in best], where="post",
+              color="0.35", linewidth=1)
+    for name in best:
+        axes.annotate(name, (points[name][0], points[name][1].point), xytext=(6, 6), fontsize=8,
+                      textcoords="offset points")
+    axes.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
+    axes.set(xlabel="seconds a question, with the prompt's pass", ylabel="AUROC, 95 % interval", xscale="log")
+    return _finished(figure, axes, title)
+
+
+def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str = "",
+             x: str = "", y: str = "") -> Figure:
+    """Plots AUROCs as a table of colours, 0.5 white; NaN stays empty."""
+    figure, axes = _figure(width=2.4 + 1.1 * len(columns), height=1.6 + 0.4 * len(rows))
+    array = np.asarray(values, float)
+    axes.imshow(array, cmap="RdBu", vmin=0, vmax=1, aspect="auto")
+    for i, j in np.argwhere(~np.isnan(array)):
+        dark = abs(array[i, j] - 0.5) > 0.33
+        axes.text(j, i, f"{array[i, j]:.3f}", ha="center", va="center", fontsize=8,
+                  color="white" if dark else "black")
+    axes.set_xticks(range(len(columns)), list(columns), fontsize=8, rotation=20, ha="right")
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.set(xlabel=x, ylabel=y)
+    _finished(figure, axes, title, legend=False)
+    axes.grid(visible=False)
+    return figure
+
+
 def _figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()

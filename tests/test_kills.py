@@ -16,9 +16,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tilelli_jax.eval.recall.answering import answer
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
-from tilelli_jax.eval.recall.prompting import Prompter
 
 from tests.compiled import READ_ONLY
 from tests.kill_points import kill_command_at_every_file_operation, run_and_kill
@@ -26,6 +23,9 @@ from tests.reference_impl.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax.__main__ import main
 from tilelli_jax.data.synthetic import stories
+from tilelli_jax.eval.recall.answering import greedy_ids
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig
@@ -162,7 +162,7 @@ def recall_config(place: Path, out: Path) -> dict[str, Any]:
     answers = AnswersConfig(max_new=8, batch_size=20)
     rng, language = random.Random(0), load_with_tokenizer(place / "vanilla-0")
     questions = [" ".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(120)]
-    answer_texts = [language.tokenizer.decode(ids.tolist()) for ids in answer(
+    answer_texts = [language.tokenizer.decode(ids.tolist()) for ids in greedy_ids(
         language, list(map(Prompter(language, prompt), questions)), answers)]
     rows = [{"id": str(i), "question": question, "answers": ["nothing" if i % 2 else right]}
             for i, (question, right) in enumerate(zip(questions, answer_texts, strict=True))]

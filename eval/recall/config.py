@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.fit_sidecar import SidecarOptions
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig
 
+from ..estimators import panel
+from ..estimators.config import FitConfig
 from ..inputs.networks import NetworkConfig
 from ..inputs.study import StudyConfig
 from ..matching import Rule
 
+Task = Literal["correctness", "answerability"]
 ANSWER_ENDS = ("<turn|>", "<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>")
 
 
@@ -25,8 +26,12 @@ class QuestionsConfig(Section):
     """The questions of the study."""
 
     sources: tuple[str, ...] = setting(
-        ("popqa", "triviaqa"), "where questions come from: popqa and triviaqa (Hugging Face hub), facts (the "
-        "built-in world), or files of questions (JSON lines, JSON, CSV or parquet)")
+        ("popqa", "triviaqa"), "where questions come from: popqa and triviaqa (Hugging Face hub), another "
+        "data set there (hf:NAME[#SUBSET][@REVISION], its validation split), facts (the built-in world), or "
+        "files of questions (JSON lines, JSON, CSV, TSV or parquet; docs/recall.md lists the layouts)")
+    task: Task = setting(
+        "correctness", "label of a question: correctness, whether the network's answer is correct (questions "
+        "without an answer are evaluated apart); answerability, whether it has an answer")
     items: int = setting(3000, "number of questions, divided equally among the sources; at least 20 / "
                          "split.test; 60 / split.test suffice if the network answers between 17 % and 83 % "
                          "of them correctly", min=1)
@@ -53,6 +58,10 @@ class PromptConfig(Section):
                             "turn; otherwise a text that contains {question} once, in the form that the "
                             "network was trained on")
     instruction: str = setting(" Answer concisely with just the answer.", "text appended to the question")
+    system: str = setting("", "system prompt: the first turn of a chat, or the first text; empty: none")
+    shots: int = setting(0, "examples before each question: questions outside the study with their answers, "
+                         "drawn with questions.seed; with them a line break ends an answer", min=0, max=100)
+    separator: str = setting("\n\n", "text between examples, where the template is not chat")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,13 +79,10 @@ class SignalsConfig(Section):
                              min=2**20, max=2**60)
     lens_bfloat16: bool = setting(False, "round every step of the logit lens to bfloat16, as Recall's "
                                   "features do")
-    keep_residual: bool = setting(True, "keep the residual stream at the last position, one vector per "
-                                  "layer; the layer probe and familiarity need it")
     dtype: Literal["float16", "float32"] = setting("float16", "data type of the kept residual stream on disk")
-    robustness: bool = setting(False, "also measure robustness: noise_samples more passes of each prompt "
-                               "with noise in the middle layers")
-    sigma: float = setting(0.1, "standard deviation of the noise relative to the residual stream", above=0)
-    noise_samples: int = setting(4, "noisy passes of each prompt", min=1)
+    sigma: float = setting(0.1, "robustness: standard deviation of the noise in the middle layers relative "
+                           "to the residual stream", above=0)
+    noise_samples: int = setting(4, "robustness: noisy passes of each prompt", min=1)
     seed: int = setting(0, "seed of the noise", min=0, max=2**32 - 1)
     shard_items: int = setting(256, "questions per file; an interrupted run continues after the last "
                                "complete file", min=1)
@@ -93,6 +99,19 @@ class AnswersConfig(Section):
                                           "it at a newline")
     match: Rule = setting("strict", "rule that decides whether an answer is correct: strict, or published "
                           "(the rule of Recall)")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesConfig(Section):
+    """The sampled answers, drawn if an estimator needs them."""
+
+    n: int = setting(5, "sampled answers of each question", min=2)
+    questions: int | None = setting(None, "number of questions that are sampled, the first of the study's "
+                                    "random order; null: all", min=1)
+    temperature: float = setting(1.0, "temperature of the samples", above=0)
+    depth: float = setting(0.5, "relative depth (0 to 1) of the layer whose residual stream at each sample's "
+                           "last token is kept for eigenscore", min=0, below=1)
+    seed: int = setting(0, "seed of the samples", min=0, max=2**32 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,33 +136,6 @@ class SplitConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class FitConfig(Section):
-    """The sidecar and the methods that it is compared with."""
-
-    seeds: tuple[int, ...] = setting((0, 1, 2), "seeds of the sidecar's weights and batches, one run each")
-    sidecar: SidecarOptions = setting(SidecarOptions(), "training of the sidecar")
-    c_values: tuple[float, ...] = setting((1e-3, 1e-2, 0.1, 1.0), "values of C (inverse regularisation) of "
-                                           "the logistic probes; the validate split selects one")
-    familiarity_depth: float = setting(0.6, "relative depth (0 to 1) of the layer whose residual stream "
-                                       "gives the Mahalanobis familiarity", min=0, below=1)
-    calibrate: Literal["platt", "isotonic", "temperature"] = setting(
-        "platt", "how scores become probabilities; temperature, as in Recall, cannot correct a shift")
-    jobs: int = setting(-1, "probes fitted in parallel; -1 uses every core", min=-1)
-    cross_dataset: bool = setting(True, "with several data sets, also train on each alone and test on the "
-                                  "others")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (not self.seeds or len(set(self.seeds)) != len(self.seeds)
-                or not all(0 <= seed < 2**32 for seed in self.seeds)):
-            raise InputError("seeds: expected at least one integer from 0 to 2³² − 1, each once, found "
-                             f"{list(self.seeds)}")
-        if not self.c_values or not all(0 < c_value < math.inf for c_value in self.c_values):
-            raise InputError("c_values: expected at least one finite number above 0, found "
-                             f"{list(self.c_values)}")
-
-
-@dataclasses.dataclass(frozen=True)
 class VerdictConfig(Section):
     """The thresholds of the verdicts."""
 
@@ -164,8 +156,10 @@ class RecallConfig(StudyConfig):
     prompt: PromptConfig = setting(PromptConfig(), "how a question becomes a prompt")
     signals: SignalsConfig = setting(SignalsConfig(), "the forward pass of each prompt")
     answers: AnswersConfig = setting(AnswersConfig(), "the network's answers and how they are graded")
+    estimators: tuple[str, ...] = setting(("prompt",), panel.DESCRIPTION)
+    samples: SamplesConfig = setting(SamplesConfig(), "sampled answers")
     split: SplitConfig = setting(SplitConfig(), "train, validate, calibrate and test splits")
-    fit: FitConfig = setting(FitConfig(), "the sidecar and the methods that it is compared with")
+    fit: FitConfig = setting(FitConfig(), "the sidecar and the other estimators that learn")
     verdict: VerdictConfig = setting(VerdictConfig(), "thresholds of the verdicts")
     replicates: int = setting(2000, "bootstrap replicates; the smallest p before correction is "
                               "2 / (replicates + 1)", min=100)
@@ -177,6 +171,7 @@ class RecallConfig(StudyConfig):
         super().__post_init__()
         if self.network is None:
             raise InputError("network: expected a section with path or train, found nothing")
+        panel.chosen(self.estimators)
         if self.verdict.guarantee and self.split.by == "published":
             raise InputError("verdict.guarantee: expected false with split.by published, which has no "
                              "calibration questions of its own")

@@ -6,7 +6,8 @@ Intervals are 95 % bootstrap intervals that resample whole groups of questions. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -16,6 +17,8 @@ from tilelli_jax.signals.crystallisation import BY_LAYER
 
 from .. import selective
 from ..checks import Floats
+from ..estimators.panel import PRESETS, SIDECAR
+from ..estimators.table import SPLITS, UNANSWERABLE, QuestionTable
 from ..metrics import (
     auprc,
     auroc,
@@ -26,10 +29,8 @@ from ..metrics import (
 )
 from ..stats import Interval, PairedBootstrap, bootstrap_mean, bootstrap_of, exact_fraction, holm
 from ..thresholds import Verdict
-from .fit import SIDECAR
 from .labelling import NEEDED
 from .scores import Methods, Scope, complete_methods
-from .table import SPLITS, QuestionTable
 from .verdicts import VerdictRule
 
 Tree = dict[str, Any]
@@ -38,6 +39,11 @@ N_BINS = 4  # popularity bins
 MIN_PER_LABEL = NEEDED["test"]  # known questions, and as many unknown ones, that an interval needs
 N_EXAMPLES = 10  # questions listed in the report
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+DRAWN = (SIDECAR, "layer_probe", "prompt_features", "first_token_entropy", "words")  # in all figures
+RANKING: dict[str, Callable[[NDArray, Floats], float]] = {  # (labels, scores of one run) → metric
+    "auprc": auprc, "aurc": lambda labels, run: selective.aurc(1.0 - labels, -run),
+    "prr": lambda labels, run: selective.prr(1.0 - labels, -run),
+    "prr_half": lambda labels, run: selective.prr(1.0 - labels, -run, selective.HALF)}
 
 
 def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, rule: VerdictRule,
@@ -59,7 +65,8 @@ def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, ru
                 for name, (log_odds, probabilities) in methods.items()
                 if name in complete_methods(methods, test)}
     answered = test[~table.refused[test]]
-    overall = compare(table, methods, test, replicates, seed)
+    free = best_free(table, methods)
+    overall = compare(table, methods, test, replicates, seed, free=free, all_metrics=True)
     return {
         "questions": len(table.known), "test": len(test), "groups": len(np.unique(group)),
         "known": float(known.mean()), "known_all": float(table.known.mean()),
@@ -68,9 +75,11 @@ def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, ru
                      for name in table.datasets},
         "splits": {split: int((table.split == split).sum()) for split in SPLITS},
         "methods": overall["methods"], "comparisons": overall["comparisons"],
+        "free": free, "comparisons_with_free": overall.get("comparisons_with_free", []),
         "within_dataset": {name: compare(table, methods, table.rows("test", name), replicates, seed)
                            for name in table.datasets if len(table.datasets) > 1},
         "cross_dataset": cross_dataset(table, scores, replicates, seed),
+        "answerability": answerability(table, methods, test, replicates, seed),
         "answered_only": compare(table, methods, answered, replicates, seed)
         if len(answered) < len(test) else None,
         "by_popularity": {name: by_popularity(table, methods, test[table.dataset[test] == name], replicates,
@@ -78,10 +87,12 @@ def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, ru
         "verdicts": verdict_precision(known, group, [rule.verdict(score) for score in selected[SIDECAR][0]],
                                       replicates, seed),
         "reliability": {name: reliability(known, probabilities)._asdict()
-                        for name, (_, probabilities) in selected.items()},
+                        for name, (_, probabilities) in selected.items() if name in DRAWN or name == free},
         "risk": _risks(np.asarray(1 - known, float), group,
-                       {name: log_odds for name, (log_odds, _) in selected.items()}, replicates, seed),
+                       {name: log_odds for name, (log_odds, _) in selected.items()
+                        if name in DRAWN or name == free}, replicates, seed),
         "examples": examples(table, test, *selected[SIDECAR], rule),
+        "extremes": extremes(table, test, *selected[SIDECAR], rule),
         "entropy_by_layer": _entropy_by_layer(table, test)}
 
 
@@ -94,9 +105,52 @@ def examples(table: QuestionTable, rows: Rows, log_odds: Floats, probabilities: 
     """
     order = np.argsort(-probabilities, kind="stable")
     ranks = np.unique(np.linspace(0, len(order) - 1, N_EXAMPLES).round().astype(int))
-    return [{"question": str(table.text[rows[i]]), "answer": str(table.answer[rows[i]]),
-             "correct": bool(table.known[rows[i]]), "p": float(probabilities[i]),
-             "verdict": rule.verdict(log_odds[i])} for i in order[ranks]]
+    return [_example(table, rows[i], log_odds[i], probabilities[i], rule) for i in order[ranks]]
+
+
+def extremes(table: QuestionTable, rows: Rows, log_odds: Floats, probabilities: Floats, rule: VerdictRule
+             ) -> dict[str, list[Tree]]:
+    """Returns the N_EXAMPLES questions of the highest and of the lowest P(knows), the most extreme first."""
+    order = np.argsort(-probabilities, kind="stable")
+    return {name: [_example(table, rows[i], log_odds[i], probabilities[i], rule) for i in chosen]
+            for name, chosen in (("highest", order[:N_EXAMPLES]), ("lowest", order[::-1][:N_EXAMPLES]))}
+
+
+def _example(table: QuestionTable, row: int, log_odds: float, probability: float, rule: VerdictRule) -> Tree:
+    return {"question": str(table.text[row]), "answer": str(table.answer[row]),
+            "expected": table.answers[row][0] if table.answers[row] else "",
+            "correct": bool(table.known[row]), "p": float(probability), "verdict": rule.verdict(log_odds)}
+
+
+def best_free(table: QuestionTable, methods: Methods) -> str | None:
+    """Returns the free score (`panel.PRESETS`) with the best AUROC on the validate split."""
+    rows = table.rows("validate")
+    areas = {name: auroc(table.known[rows], methods[name].scores[0, rows])
+             for name in PRESETS["free"] if name in methods}
+    return max(areas, key=lambda name: areas[name]) if areas else None
+
+
+def answerability(table: QuestionTable, methods: Methods, test: Rows, replicates: int,
+                  seed: int) -> Tree | None:
+    """Compares the test questions with those that have no answer: do scores of correctness separate them?
+
+    Returns:
+        None without at least MIN_PER_LABEL unanswerable questions; else AUROCs of answerable against
+        unanswerable questions, by method.
+    """
+    unanswerable = np.flatnonzero(table.split == UNANSWERABLE)
+    if len(unanswerable) < MIN_PER_LABEL:
+        return None
+    rows = np.concatenate([test, unanswerable])
+    label = (table.split[rows] != UNANSWERABLE).astype(np.int64)
+    return compare(dataclasses.replace(table, known=_placed(label, rows, len(table.known))), methods, rows,
+                   replicates, seed)
+
+
+def _placed(values: NDArray, rows: Rows, n: int) -> NDArray:
+    placed = np.zeros(n, values.dtype)
+    placed[rows] = values
+    return placed
 
 
 def _dataset_summary(table: QuestionTable, rows: Rows) -> Tree:
@@ -110,18 +164,25 @@ def has_both_labels(table: QuestionTable, rows: Rows) -> bool:
     return int(np.bincount(table.known[rows], minlength=2).min()) >= MIN_PER_LABEL
 
 
-def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int, seed: int) -> Tree:
+def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int, seed: int, *,
+            free: str | None = None, all_metrics: bool = False) -> Tree:
     """Scores every method on these rows and compares the sidecar with each of the others.
 
-    The test is a paired bootstrap over groups; `p_holm` is corrected for all comparisons of this call. A
-    method without a score for some rows is evaluated, and compared with the sidecar, on the others; it is
-    omitted if these have too few known or unknown questions.
+    The test is a paired bootstrap over groups; `p_holm` is corrected for all comparisons of this call with
+    one reference. A method without a score for some rows is evaluated, and compared with the sidecar, on the
+    others; it is omitted if these have too few known or unknown questions.
+
+    Args:
+        free: a free score with which every other method is compared too.
+        all_metrics: also AUPRC, Brier score, AURC and PRR.
     """
     result: Tree = {"questions": len(rows), "known": float(table.known[rows].mean()) if len(rows) else None,
                     "groups": len(np.unique(table.group[rows])), "methods": {}, "comparisons": []}
+    references = {"comparisons": SIDECAR} | ({} if free is None else {"comparisons_with_free": free})
+    result |= {key: [] for key in references}
     if not has_both_labels(table, rows):
         return result
-    p_values = []
+    p_values: dict[str, list[float]] = {key: [] for key in references}
     scored_rows = {name: rows[~np.isnan(scores.scores[0, rows])] for name, scores in methods.items()}
     distinct = {tuple(scored.tolist()): scored for scored in scored_rows.values()
                 if has_both_labels(table, scored)}
@@ -129,7 +190,7 @@ def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int,
         known, group = table.known[subset], table.group[subset]
         names = [name for name, scored in scored_rows.items() if np.array_equal(scored, subset)]
         bootstrap = PairedBootstrap(
-            known, {name: methods[name].scores[:, subset] for name in {SIDECAR, *names}},
+            known, {name: methods[name].scores[:, subset] for name in {*references.values(), *names}},
             replicates=replicates, seed=seed, groups=group)
         for name in names:
             scores, probabilities = methods[name].scores[:, subset], methods[name].probabilities[:, subset]
@@ -138,18 +199,21 @@ def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int,
                 "runs": [auroc(known, run) for run in scores],
                 "ece_if_calibrated": float(np.mean([
                     expected_ece_if_calibrated(run) for run in probabilities]))}
-            for metric, statistic, values in (("auprc", auprc, scores), ("brier", brier, probabilities),
-                                              ("ece", expected_calibration_error, probabilities)):
+            of_scores = [(metric, statistic, scores) for metric, statistic in RANKING.items()]
+            for metric, statistic, values in (
+                    ("ece", expected_calibration_error, probabilities),
+                    *((("brier", brier, probabilities), *of_scores) if all_metrics else ())):
                 metrics[metric] = bootstrap_of(statistic, known, values, replicates=replicates, seed=seed,
                                                groups=group, centred=metric == "ece")
             result["methods"][name] = metrics
-            if name != SIDECAR:
-                result["comparisons"].append({"baseline": name, "questions": len(subset),
-                                              "difference": bootstrap.difference(SIDECAR, name)})
-                p_values.append(bootstrap.p(SIDECAR, name))
-    for comparison, p, corrected in zip(result["comparisons"], p_values, holm(p_values).tolist(),
-                                        strict=True):
-        comparison |= {"p": p, "p_holm": corrected}
+            for key, reference in references.items():
+                if name != reference:
+                    result[key].append({"baseline": name, "questions": len(subset),
+                                        "difference": bootstrap.difference(reference, name)})
+                    p_values[key].append(bootstrap.p(reference, name))
+    for key, of_key in p_values.items():
+        for comparison, p, corrected in zip(result[key], of_key, holm(of_key).tolist(), strict=True):
+            comparison |= {"p": p, "p_holm": corrected}
     return result
 
 

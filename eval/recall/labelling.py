@@ -11,9 +11,10 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 
+from ..estimators.table import UNANSWERABLE
 from ..matching import Rule, is_match, is_refusal
 from . import splits
-from .config import SplitConfig
+from .config import SplitConfig, Task
 from .questions import Question
 
 Columns = dict[str, Any]
@@ -25,9 +26,12 @@ SMALL = {"train": (100, "the sidecar and the probes may be much weaker than with
          "calibrate": (20, "P(knows) and the thresholds of the verdicts are rough")}
 
 
-def label(questions: Sequence[Question], answers: Sequence[str], match: Rule, options: SplitConfig
-          ) -> Columns:
+def label(questions: Sequence[Question], answers: Sequence[str], match: Rule, options: SplitConfig,
+          task: Task = "correctness") -> Columns:
     """Returns columns `[questions]`: question and answer, whether it is correct or a refusal, group, split.
+
+    `known` is the label: whether the answer is correct, or for the task answerability whether there is one.
+    For correctness, questions without an answer are in the split UNANSWERABLE.
 
     Args:
         answers: the network's answers.
@@ -35,17 +39,23 @@ def label(questions: Sequence[Question], answers: Sequence[str], match: Rule, op
     Raises:
         InputError: a split is empty.
     """
-    known = np.array([is_match(answer, question.answers, match)
-                      for answer, question in zip(answers, questions, strict=True)], np.int64)
-    datasets = [question.dataset for question in questions]
+    correct = np.array([is_match(answer, question.answers, match)
+                        for answer, question in zip(answers, questions, strict=True)], np.int64)
+    answerable = np.array([question.answerable for question in questions])
+    known = correct if task == "correctness" else answerable.astype(np.int64)
+    datasets = np.array([question.dataset for question in questions])
     group = groups(questions)
-    return {"id": [q.id for q in questions], "dataset": datasets, "question": [q.text for q in questions],
-            "group": group, "popularity": [q.popularity for q in questions], "answer": answers,
+    divided = answerable | (task == "answerability")
+    split = np.full(len(questions), UNANSWERABLE)
+    split[divided] = assign_splits(group[divided], datasets[divided].tolist(), known[divided], options)
+    return {"id": [q.id for q in questions], "dataset": datasets.tolist(),
+            "question": [q.text for q in questions], "group": group,
+            "popularity": [q.popularity for q in questions], "answer": answers,
             "answers": [json.dumps(q.answers, ensure_ascii=False) for q in questions],
-            "entity": [q.entity for q in questions], "known": known,
-            "refused": [is_refusal(answer) and not correct
-                        for answer, correct in zip(answers, known, strict=True)],
-            "split": assign_splits(group, datasets, known, options)}
+            "entity": [q.entity for q in questions], "category": [q.category for q in questions],
+            "known": known, "correct": correct,
+            "refused": [is_refusal(answer) and not is_correct
+                        for answer, is_correct in zip(answers, correct, strict=True)], "split": split}
 
 
 def groups(questions: Sequence[Question]) -> np.ndarray:

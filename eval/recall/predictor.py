@@ -132,7 +132,8 @@ def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | P
                              f"{model}, found others; --any-network accepts them")
     reader = PromptReader(language.model, batch_size=batch_size, max_bytes=max_bytes, rounded=rule.rounded,
                           mesh=mesh)
-    return KnowledgePredictor(language, loaded, rule, Prompter(language, prompt or rule.prompt), reader)
+    prompter = Prompter(language, prompt or rule.prompt, () if prompt else rule.examples)
+    return KnowledgePredictor(language, loaded, rule, prompter, reader)
 
 
 def as_row(prediction: Prediction) -> dict[str, object]:

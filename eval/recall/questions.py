@@ -1,4 +1,7 @@
-"""Questions with their correct answers: PopQA, TriviaQA, the built-in world of facts, and files."""
+"""Questions with their correct answers: from the Hugging Face hub, the built-in world of facts, and files.
+
+The layouts are those of the data sets' own files: PopQA, TriviaQA, SQuAD, NQ-open, SelfAware, SimpleQA.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,14 @@ HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
        "triviaqa": ("hf:mandarjoshi/trivia_qa#rc.nocontext", "validation")}
 BUILT_IN = "facts"
 COLUMNS = ("question, answers (a list, or texts separated by |), and optionally id, dataset, group, "
-           "popularity")
+           "popularity, category, paraphrases, answerable")
 
 
 class Question(NamedTuple):
     """One question.
 
-    `answers` are the correct ones; `entity` is what it is about, or None; `popularity` is NaN if unknown.
+    `answers` are the correct ones, none if it has no answer; `entity` is what it is about, or None;
+    `popularity` is NaN if unknown; `category` is the kind of question, for example a relation.
     """
 
     id: str
@@ -40,13 +44,35 @@ class Question(NamedTuple):
     answers: tuple[str, ...]
     entity: str | None = None
     popularity: float = math.nan
+    category: str = ""
+    paraphrases: tuple[str, ...] = ()
+
+    @property
+    def answerable(self) -> bool:
+        return bool(self.answers)
+
+
+class Drawn(NamedTuple):
+    """The questions of a study, and those outside of it that are examples in its prompts."""
+
+    questions: list[Question]
+    examples: list[Question]
 
 
 def read(config: QuestionsConfig) -> list[Question]:
+    """Returns the questions of a study; see `draw`."""
+    return draw(config).questions
+
+
+def draw(config: QuestionsConfig, shots: int = 0) -> Drawn:
     """Samples equally many questions from each source and shuffles them, both with the configured seed.
 
+    Args:
+        shots: number of examples, of all sources together. No question of the study has the text or the
+            entity of an example.
+
     Raises:
-        InputError: a source cannot be read.
+        InputError: a source cannot be read, or has too few questions with answers for the examples.
     """
     n, stems = len(config.sources), [Path(source).stem for source in config.sources]
     for source, stem in zip(config.sources, stems, strict=True):
@@ -55,41 +81,62 @@ def read(config: QuestionsConfig) -> list[Question]:
                              f"sets, found {source} and another '{stem}'")
     per_source = config.items // n
     questions: list[Question] = []
+    examples: list[Question] = []
     for i, source in enumerate(config.sources):
         limit = per_source if i < n - 1 else config.items - per_source * (n - 1)
-        questions += _of_source(source, limit, config)
-    return [questions[i] for i in np.random.default_rng(config.seed).permutation(len(questions))]
+        drawn = _of_source(source, limit, config, shots // n + (i < shots % n))
+        questions += drawn.questions
+        examples += drawn.examples
+    texts = {example.text for example in examples}
+    entities = {example.entity for example in examples} - {None}
+    questions = [question for question in questions
+                 if question.text not in texts and question.entity not in entities]
+    order = np.random.default_rng(config.seed).permutation(len(questions))
+    return Drawn([questions[i] for i in order], examples)
 
 
-def _of_source(source: str, limit: int, config: QuestionsConfig) -> list[Question]:
+def _of_source(source: str, limit: int, config: QuestionsConfig, shots: int) -> Drawn:
     if source == BUILT_IN:
         world = facts.facts(config.facts_seed, config.facts_people)
-        questions = [Question(f"facts-{i}", BUILT_IN, fact.question, (fact.answer,), fact.entity,
+        available = [Question(f"facts-{i}", BUILT_IN, fact.question, (fact.answer,), fact.entity,
                               float(fact.times)) for i, fact in enumerate(world)]
-        return _sample(questions, limit, config.seed)
-    if source in HUB:
-        name, split = HUB[source]
-        return of_rows(hugging_face(name, limit, part=split, seed=config.seed), source, source)
-    path = Path(source)
-    return _sample(of_rows(read_rows(path, 10**9), source, path.stem), limit, config.seed)
+    elif source in HUB or source.startswith("hf:"):
+        name, split = HUB.get(source, (source, "validation"))
+        available = of_rows(hugging_face(name, limit + shots, part=split, seed=config.seed), source, source)
+        return Drawn(available[shots:], available[:shots]) if shots else Drawn(available[:limit], [])
+    else:
+        available = of_rows(read_rows(Path(source), 10**9), source, Path(source).stem)
+    return _sample(available, limit, config.seed, shots, source)
 
 
-def _sample(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
-    if len(questions) <= limit:
-        return list(questions)
-    return [questions[i] for i in np.sort(np.random.default_rng(seed).permutation(len(questions))[:limit])]
+def _sample(questions: Sequence[Question], limit: int, seed: int, shots: int, source: str) -> Drawn:
+    """Draws the study's questions in their order, then the examples from the others."""
+    order = np.random.default_rng(seed).permutation(len(questions))
+    if not shots and len(questions) <= limit:
+        return Drawn(list(questions), [])
+    answerable = [i for i in order[::-1].tolist() if questions[i].answerable]
+    if len(answerable) < shots:
+        raise InputError(f"prompt.shots: expected at least {shots} questions with answers in {source}, found "
+                         f"{len(answerable)}")
+    examples = answerable[:shots]  # from the end of the order, so that the study has its beginning
+    chosen = np.sort(order[~np.isin(order, examples)][:limit])
+    return Drawn([questions[i] for i in chosen], [questions[i] for i in examples])
 
 
 def of_rows(rows: Sequence[Row], source: str, dataset: str) -> list[Question]:
-    """Converts rows in PopQA's or TriviaQA's format, or with the columns of COLUMNS.
+    """Converts rows in the layout of one of the data sets above, or with the columns of COLUMNS.
 
     Raises:
         InputError: a row, which the message names, has another format.
     """
+    if len(rows) == 1 and isinstance(rows[0].get("example"), list):  # SelfAware's file
+        rows = rows[0]["example"]
     return [_question(row, f"{source}, row {i}", dataset, str(i)) for i, row in enumerate(rows, 1)]
 
 
 def _question(row: Row, where: str, dataset: str, number: str) -> Question:
+    if "problem" in row and "answer" in row and "question" not in row:  # SimpleQA
+        row = {**row, "question": row["problem"]}
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: question: expected text, found {describe_cell(row, 'question')}; "
@@ -97,29 +144,58 @@ def _question(row: Row, where: str, dataset: str, number: str) -> Question:
     if "possible_answers" in row:
         answers = [*_list(row["possible_answers"], where), *([row["obj"]] if row.get("obj") else [])]
         return Question(f"popqa-{row.get('id', number)}", "popqa", text, _texts(answers, where),
-                        _entity(row.get("s_uri") or row.get("subj")), _number(row.get("s_pop"), where))
+                        _entity(row.get("s_uri") or row.get("subj")), _number(row.get("s_pop"), where),
+                        str(row.get("prop") or ""))
     if isinstance(row.get("answer"), dict):
         answer = row["answer"]
         answers = [answer.get("value"), *_list(answer.get("aliases") or [], where),
                    *_list(answer.get("normalized_aliases") or [], where)]
         return Question(f"triviaqa-{row.get('question_id', number)}", "triviaqa", text,
                         _texts([text for text in answers if text], where))
+    given = row.get("answers", row.get("answer"))
+    if isinstance(given, dict):  # SQuAD: its texts, with the article as the entity
+        given, row = given.get("text"), {**row, "group": row.get("group", row.get("title"))}
+    answerable = _is_answerable(row, given, where)
     # An id is unique within the row's data set; a row number only within its file, as files can share one.
     row_dataset = str(row.get("dataset") or dataset)
-    name = f"{dataset}, row {number}" if row.get("id") in (None, "") else f"{row_dataset}-{row['id']}"
+    identity = row.get("id", row.get("question_id"))
+    name = f"{dataset}, row {number}" if identity in (None, "") else f"{row_dataset}-{identity}"
     entity = _entity(row.get("group"))
-    return Question(name, row_dataset, text, _texts(_list(row.get("answers"), where), where),
+    return Question(name, row_dataset, text, _texts(_list(given, where), where) if answerable else (),
                     None if entity is None else f"{row_dataset}: {entity}",
-                    _number(row.get("popularity"), where))
+                    _number(row.get("popularity"), where),
+                    str(row.get("category") or row.get("relation") or ""),
+                    _paraphrases(row.get("paraphrases"), where))
 
 
-def _list(value: Any, where: str) -> list[Any]:
+def _is_answerable(row: Row, given: Any, where: str) -> bool:
+    """Returns whether a question has an answer: as the row says, or else if SQuAD lists none."""
+    value = row.get("answerable")
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", "1", "0"):
+        value = value.strip().lower() in ("true", "1")
+    if value is None:
+        return not (isinstance(row.get("answers"), dict) and not given)
+    if not isinstance(value, bool | int) or value not in (0, 1):
+        raise InputError(f"{where}: answerable: expected true or false, found {value!r:.40}")
+    if not value and given:
+        raise InputError(f"{where}: answers: expected none where answerable is false, found {given!r:.40}")
+    return bool(value)
+
+
+def _paraphrases(value: Any, where: str) -> tuple[str, ...]:
+    texts = () if value is None or value == "" else _list(value, where, "paraphrases")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(f"{where}: paraphrases: expected texts, found {value!r:.40}")
+    return tuple(texts)
+
+
+def _list(value: Any, where: str, column: str = "answers") -> list[Any]:
     if isinstance(value, int | float):
         value = [value]
     if isinstance(value, str):
         value = _parse_list(value, where) if value.strip().startswith("[") else value.split("|")
     if not isinstance(value, list):
-        raise InputError(f"{where}: answers: expected a list of texts, or texts separated by |, found "
+        raise InputError(f"{where}: {column}: expected a list of texts, or texts separated by |, found "
                          f"{'nothing' if value is None else repr(value):.40}; the columns are {COLUMNS}")
     return value
 

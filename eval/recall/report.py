@@ -26,28 +26,22 @@ from ..conclusions import (
     is_significant,
 )
 from ..document import Document
+from ..estimators import panel
+from ..estimators.panel import SIDECAR
 from ..stages import RESULTS, read_result
 from ..stats import Interval
 from ..tables import json_with_nulls
 from ..tables import write as write_tables
 from . import verdicts as verdict_file
-from .evaluate import MIN_PER_LABEL, VERDICTS
-from .fit import SIDECAR
+from .evaluate import DRAWN, MIN_PER_LABEL, VERDICTS
 from .study import RecallStudy
 
-SHOWN = (SIDECAR, "layer probe", "prompt features", "negative entropy", "words")  # in all figures
-METHODS = (*SHOWN, "entropies", "robustness", "familiarity", "length", "dataset", "popularity")
+METHODS = (*DRAWN, *(name for name in panel.ESTIMATORS if name not in DRAWN))
 CALIBRATORS = {"platt": "Platt scaling", "isotonic": "Isotonic regression",
                "temperature": "Temperature scaling"}
 # Compared with the sidecar in the conclusions, as is every other method that differs significantly.
-COMPARED = ("negative entropy", "words", "layer probe", "prompt features")
-DESCRIPTIONS = {
-    "layer probe": "the layer probe", "prompt features": "the probe on ten numbers of the prompt",
-    "negative entropy": "the negative entropy of the next token",
-    "words": "the control on the question's words", "entropies": "the probe on three entropies per layer",
-    "robustness": "the robustness to noise", "familiarity": "the familiarity of the prompt",
-    "length": "the control on the question's length", "dataset": "the control on the data set",
-    "popularity": "the control on the subject's popularity"}
+COMPARED = ("first_token_entropy", "words", "layer_probe", "prompt_features")
+PART_OF_PASSES = ("final", "answer_final")  # activations of passes that are counted already
 DELTA = "Δ vs sidecar (sidecar − method)"
 Tree = Mapping[str, Any]
 
@@ -76,10 +70,12 @@ def write(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -> dict[
     _add_summary(report, results)
     _add_examples(report, results)
     _add_methods(report, results)
+    _add_costs(report, results)
     _add_calibration(report, results)
     _add_verdicts(report, results)
     _add_risk_coverage(report, results)
     _add_transfer(report, results)
+    _add_answerability(report, results)
     _add_layers(report, results, study.config.fit.c_values)
     report.finish(study.out, results, provenance)
     write_tables(study.out / "methods", method_rows(results), f"{name}: methods")
@@ -93,11 +89,35 @@ def method_rows(results: Tree) -> list[dict[str, Any]]:
     return [{
         "method": name, "questions": methods[name]["questions"],
         **{column: _interval(methods[name][key]) for column, key in (
-            ("AUROC", "auroc"), ("AUPRC", "auprc"), ("Brier", "brier"), ("ECE", "ece"))},
+            ("AUROC", "auroc"), ("AUPRC", "auprc"), ("PRR", "prr"), ("PRR₀.₅", "prr_half"), ("AURC", "aurc"),
+            ("Brier", "brier"), ("ECE", "ece"))},
         "ECE if calibrated": methods[name]["ece_if_calibrated"],
         DELTA: _interval(comparisons.get(name, {}).get("difference")),
-        "p (Holm)": comparisons.get(name, {}).get("p_holm")}
-        for name in sorted(methods, key=lambda name: -methods[name]["auroc"]["point"])]
+        "p (Holm)": comparisons.get(name, {}).get("p_holm"),
+        "forward tokens": cost["forward"], "generated tokens": cost["generated"], "seconds": cost["seconds"]}
+        for name in sorted(methods, key=lambda name: -methods[name]["auroc"]["point"])
+        for cost in [cost_of(name, results)]]
+
+
+def cost_of(method: str, results: Tree) -> dict[str, float]:
+    """Returns what a method costs for one question beyond the prompt's pass.
+
+    Keys: `forward` and `generated` tokens, mean, and `seconds`, median; NaN where it was not measured.
+    """
+    costs = [results["costs"].get(need, dict.fromkeys(("forward", "generated", "seconds"), np.nan))
+             for need in panel.ESTIMATORS[method].needs if need not in PART_OF_PASSES]
+    return {key: float(sum(cost[key] for cost in costs)) for key in ("forward", "generated", "seconds")}
+
+
+def pareto_set(results: Tree) -> list[str]:
+    """Returns the methods, cheapest first, than which no cheaper or equally cheap one has a higher AUROC."""
+    area = {name: tree["auroc"]["point"] for name, tree in results["methods"].items()
+            if not np.isnan(cost_of(name, results)["seconds"])}
+    best: list[str] = []
+    for name in sorted(area, key=lambda name: (cost_of(name, results)["seconds"], -area[name])):
+        if not best or area[name] > area[best[-1]]:
+            best.append(name)
+    return best
 
 
 def comparison_rows(results: Tree) -> list[dict[str, Any]]:
@@ -153,7 +173,7 @@ def popularity_rows(results: Tree) -> list[dict[str, Any]]:
     return [{"data set": name, "popularity": f"{result['from']:g} to {result['to']:g}",
              "questions": result["questions"], "known": result["known"],
              **{method: _interval(result.get("methods", {}).get(method, {}).get("auroc"))
-                for method in SHOWN if method in results["methods"]}}
+                for method in DRAWN if method in results["methods"]}}
             for name, bins in results["by_popularity"].items() for result in bins]
 
 
@@ -215,11 +235,10 @@ def _comparison_sentence(comparison: Tree, results: Tree) -> str:
     else:
         verdict = f"the sidecar is significantly {'better' if difference.point > 0 else 'worse'}"
     below_chance = Interval.from_tree(results["methods"][baseline]["auroc"]).high < 0.5
-    description = DESCRIPTIONS[baseline]
     shown = format_difference(difference, is_significant(p, groups))
-    return (f"Sidecar minus {description}: ΔAUROC {shown}, paired bootstrap, Holm-corrected {p_text}: "
+    return (f"Sidecar minus {baseline}: ΔAUROC {shown}, paired bootstrap, Holm-corrected {p_text}: "
             f"{verdict}."
-            + (f" ({description.capitalize()} is worse than chance.)" if below_chance else ""))
+            + (f" ({baseline} is worse than chance.)" if below_chance else ""))
 
 
 def _transfer_sentence(name: str, result: Tree) -> str:
@@ -252,6 +271,10 @@ def _add_examples(report: Document, results: Tree) -> None:
     report.paragraph("Held-out questions at evenly spaced ranks, from the highest P(knows) to the lowest. "
                      "P(knows) is predicted from one pass of the question, before the answer.")
     report.table(example_rows(results))
+    for end, title in (("highest", "The highest P(knows)"), ("lowest", "The lowest P(knows)")):
+        report.table([{"question": example["question"], "answer": example["answer"],
+                       "expected": example["expected"], "correct": "yes" if example["correct"] else "no",
+                       "P(knows)": example["p"]} for example in results["extremes"][end]], title)
 
 
 def _calibration_set(results: Tree) -> str:
@@ -277,31 +300,60 @@ def _add_methods(report: Document, results: Tree) -> None:
                  "Layer and C (inverse regularisation) that the validation questions selected")
 
 
-LEGEND = {
-    SIDECAR: "a GRU over the layers on logit-lens and MLP-write features",
-    "layer probe": "logistic regression on the residual stream at the last position, at the layer with the "
-                   "best validation AUROC",
-    "prompt features": "logistic regression on ten numbers of the prompt",
-    "entropies": "logistic regression on three entropies per layer",
-    "negative entropy": "of the next token",
-    "familiarity": "minus the Mahalanobis distance to known questions",
-    "robustness": "minus the divergence under noise"}
-CONTROLS = ("words", "length", "dataset", "popularity")
-
-
 def _legend(methods: Sequence[str]) -> str:
     """Returns what the methods are: those that are shown, and no others."""
-    described = "; ".join(f"{name}: {text}" for name, text in LEGEND.items() if name in methods)
-    controls = [name for name in CONTROLS if name in methods]
+    described = "; ".join(f"{name}: {text}" for name, text in panel.MEANINGS.items()
+                          if name in methods and name not in panel.CONTROLS)
+    controls = [name for name in panel.CONTROLS if name in methods]
     return f"{described[0].upper()}{described[1:]}." + (
-        f" Controls, which do not use the network: {', '.join(controls)}." if controls else "")
+        f" Controls, which do not read activations: {', '.join(controls)}." if controls else "")
+
+
+def _add_costs(report: Document, results: Tree) -> None:
+    pass_seconds = results["costs"].get("prompt", {}).get("seconds", np.nan)
+    points = {name: (pass_seconds + cost_of(name, results)["seconds"], Interval.from_tree(tree["auroc"]))
+              for name, tree in results["methods"].items() if name not in panel.CONTROLS}
+    points = {name: point for name, point in points.items() if point[0] > 0}
+    if not points:
+        return
+    report.heading("Cost")
+    best = [name for name in pareto_set(results) if name in points]
+    report.figure("cost", figures.cost_benefit(points, best), "AUROC of each method over its cost. The line "
+                  "joins the Pareto set, the methods than which no cheaper one has a higher AUROC: "
+                  f"{', '.join(best)}. The prompt's pass with all its signals takes {pass_seconds:.3g} s.")
+    rows = [{"method": name, "reads": panel.ESTIMATORS[name].group, **{
+        title: cost_of(name, results)[key] for title, key in (
+            ("forward tokens", "forward"), ("generated tokens", "generated"), ("seconds", "seconds"))}}
+            for name in results["methods"] if name not in panel.CONTROLS]
+    report.table(rows, "Cost of each method for one question beyond the prompt's pass: tokens, mean, and "
+                 "seconds, median, in the batches of this study and on its machine")
+    if (free := results["free"]) is not None:
+        report.table([{"method": comparison["baseline"],
+                       "Δ vs best free score (free − method)": _interval(comparison["difference"]),
+                       "p (Holm)": format_p(comparison["p_holm"])}
+                      for comparison in results["comparisons_with_free"]],
+                     f"Every method compared with {free}, the free score that is best on the validation "
+                     "questions")
+
+
+def _add_answerability(report: Document, results: Tree) -> None:
+    result = results["answerability"]
+    if not result or not result["methods"]:
+        return
+    report.heading("Questions without an answer")
+    report.paragraph(
+        f"No method is trained on these questions. Does its score separate the {results['test']} held-out "
+        f"questions, which have an answer, from the {result['questions'] - results['test']} that have none? "
+        "An AUROC above 0.5 means that the unanswerable ones get lower scores.")
+    report.table([{"method": name, "AUROC": _interval(metrics["auroc"])} for name, metrics in sorted(
+        result["methods"].items(), key=lambda item: -item[1]["auroc"]["point"])])
 
 
 def _add_calibration(report: Document, results: Tree) -> None:
     report.heading("Calibration")
     curves = {name: metrics.Reliability(np.asarray(curve["confidence"]), np.asarray(curve["accuracy"]),
                                         np.asarray(curve["counts"]))
-              for name in SHOWN if (curve := results["reliability"].get(name))}
+              for name, curve in results["reliability"].items()}
     calibrator = CALIBRATORS[results["config"]["fit"]["calibrate"]]
     report.figure("reliability", figures.reliability(curves), "Observed frequency of correct answers against "
                   "mean predicted probability, on the held-out questions; the larger a marker, the more "
@@ -339,15 +391,12 @@ def _add_risk_coverage(report: Document, results: Tree) -> None:
     report.heading("Selective answering")
     risk = results["risk"]
     curves = {name: selective.RiskCoverage.from_tree(risk["coverages"], curve)
-              for name in SHOWN if (curve := risk["methods"].get(name))}
+              for name, curve in risk["methods"].items()}
     report.figure("risk-coverage", figures.risk_coverage(
         curves, risk["oracle"], risk["mean_error"], unit="fraction of wrong answers"),
         "Risk–coverage: fraction of wrong answers among the questions answered, when each method answers the "
         f"questions with its highest scores first. {figures.intervals_caption(curves)}")
-    report.table([{"method": name, "AURC": _interval(curve["aurc"]),
-                   "PRR": _interval(curve["prr"]), "PRR, half rejected": _interval(curve["prr_half"])}
-                  for name, curve in risk["methods"].items()])
-    report.paragraph(PRR)
+    report.paragraph(f"The table of all metrics has the AURC and the PRR. {PRR}")
 
 
 def _add_transfer(report: Document, results: Tree) -> None:
@@ -359,6 +408,14 @@ def _add_transfer(report: Document, results: Tree) -> None:
                          "group with it. p is corrected within each row of the first table.")
         report.table(transfer_rows(results))
         report.table(transfer_differences(results))
+    names = sorted(results["datasets"])
+    if results["cross_dataset"]:
+        for method in (SIDECAR, "layer_probe", *([results["free"]] if results["free"] else [])):
+            report.figure(f"transfer-{method}", figures.heat_map(
+                [[_transfer_area(results, method, a, b) for b in names] for a in names], names, names,
+                x="tested on", y="trained on"),
+                f"AUROC of {method}, trained, selected and calibrated on one data set and tested on another; "
+                "on the diagonal trained on all and tested on held-out questions of one.")
     if results["answered_only"]:
         report.heading("Without refusals")
         report.paragraph("An answer that refuses or asks for more context is not correct, and is easier to "
@@ -370,6 +427,13 @@ def _add_transfer(report: Document, results: Tree) -> None:
         report.paragraph(f"{DASH}.")
 
 
+def _transfer_area(results: Tree, method: str, trained: str, tested: str) -> float:
+    result = (results["within_dataset"].get(tested) if trained == tested else
+              results["cross_dataset"].get(f"{trained} → {tested}"))
+    return np.nan if result is None or method not in result["methods"] else (
+        result["methods"][method]["auroc"]["point"])
+
+
 def _add_layers(report: Document, results: Tree, c_values: Sequence[float]) -> None:
     report.heading("By layer")
     entropy = results["entropy_by_layer"]
@@ -377,8 +441,8 @@ def _add_layers(report: Document, results: Tree, c_values: Sequence[float]) -> N
     report.figure("entropy", figures.by_depth(entropy, (low, high), unit="entropy of the next token, nats"),
                   "Mean entropy of the logit lens at the last position of the prompt, by layer, over the "
                   f"held-out questions. Shaded: layers {low} to {high}, for the strongest MLP write.")
-    if probe := results["fit"]["methods"].get("layer probe"):
-        curves = {"layer probe": probe["by_layer"]}
+    if probe := results["fit"]["methods"].get("layer_probe"):
+        curves = {"layer_probe": probe["by_layer"]}
         report.figure("layer-probe", figures.by_depth(curves, unit="validation AUROC", line=0.5),
                       "Validation AUROC of a logistic probe of the residual stream at each layer, with the "
                       f"best C of {list(c_values)}.")
@@ -387,7 +451,7 @@ def _add_layers(report: Document, results: Tree, c_values: Sequence[float]) -> N
 def _area_row(name: str, result: Tree) -> dict[str, Any]:
     return {"questions from": name, "questions": result["questions"], "known": result["known"],
             **{method: _interval(metrics["auroc"]) for method, metrics in result["methods"].items()
-               if method in (*SHOWN, "length", "popularity")},
+               if method in (*DRAWN, "length", "popularity")},
             "ECE, sidecar": _interval(result["methods"].get(SIDECAR, {}).get("ece"))}
 
 

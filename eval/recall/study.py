@@ -1,6 +1,6 @@
 """The stages of a recall study; each reads its inputs from disk and writes its result there.
 
-    signals, answers → questions → fit → verdict → evaluate
+    signals, answers (judgements, agreement) → questions → fit → verdict → evaluate
 The hash of everything that a result depends on is part of its directory's name (eval/stages.py).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,21 @@ from tilelli_jax.signals.robustness import Robustness
 
 from ..calibration import calibrator_from_dict
 from ..conclusions import few_groups_warning
+from ..estimators import panel
+from ..estimators.table import QuestionTable
 from ..inputs import networks
 from ..inputs.shards import Shards, fill, stored_items
 from ..inputs.study import Study
 from ..stages import read_result, stage_manifest, without, write_result
 from ..tables import read_columns, write_columns
-from . import evaluate, fit, labelling, questions, scores, table, verdicts
-from .answering import answer, answer_text
+from . import evaluate, fit, labelling, measurements, questions, scores, table, verdicts
 from .config import RecallConfig
+from .measurements import Asked
 from .prompting import Prompter
 from .scores import Methods, Scope
-from .table import QUESTIONS, QuestionTable
+from .table import QUESTIONS
 from .verdicts import VerdictRule
 
-Advance = Callable[[int], object]
 MIN_GROUPS = 8
 SIDECAR = "sidecar"  # directory of the sidecar that is best on the validate split
 
@@ -50,7 +51,7 @@ class RecallStudy(Study[RecallConfig]):
 
     STAGES = ("build", "fit", "evaluate")
     MAIN_KEYS = ("network.path", "questions.sources", "questions.items", "prompt.template", "answers.max_new",
-                 "split.test", "fit.seeds", "verdict.precision", "compute.dtype", "out")
+                 "estimators", "split.test", "fit.seeds", "verdict.precision", "compute.dtype", "out")
 
     def __init__(self, config: RecallConfig, out: Path,
                  notify: Callable[[str], None] = lambda line: None) -> None:
@@ -91,12 +92,23 @@ class RecallStudy(Study[RecallConfig]):
         self.stages.open()
 
     @functools.cached_property
-    def questions(self) -> list[questions.Question]:
-        available = questions.read(self.config.questions)
-        if len(available) < self.config.questions.items:
-            self.notify(f"questions: all {len(available)} available ones are used; questions.items is "
+    def drawn(self) -> questions.Drawn:
+        """The questions of the study, and the examples in their prompts."""
+        drawn = questions.draw(self.config.questions, self.config.prompt.shots)
+        if len(drawn.questions) < self.config.questions.items:
+            self.notify(f"questions: all {len(drawn.questions)} available ones are used; questions.items is "
                         f"{self.config.questions.items}")
-        return available
+        return drawn
+
+    @property
+    def questions(self) -> list[questions.Question]:
+        return self.drawn.questions
+
+    @functools.cached_property
+    def needs(self) -> set[str]:
+        """What the estimators need to be measured."""
+        needs = set(panel.needs(self.config.estimators))
+        return needs | ({"final"} if "answer_final" in needs else set())
 
     @functools.cached_property
     def language(self) -> LanguageModel:
@@ -104,61 +116,116 @@ class RecallStudy(Study[RecallConfig]):
         return load_with_tokenizer(self.studied.path, section.tokenizer, self.config.compute, self.mesh)
 
     @functools.cached_property
+    def prompter(self) -> Prompter:
+        return Prompter(self.language, self.config.prompt, self.examples)
+
+    @property
+    def examples(self) -> list[tuple[str, str]]:
+        """The examples of the prompts, with the first correct answer of each."""
+        return [(example.text, example.answers[0]) for example in self.drawn.examples]
+
+    @functools.cached_property
     def prompts(self) -> list[PromptIds]:
-        prompter = Prompter(self.language, self.config.prompt)
-        return [prompter(question.text, f"question {question.id}") for question in self.questions]
+        return [self.prompter(question.text, f"question {question.id}") for question in self.questions]
+
+    @functools.cached_property
+    def asked(self) -> Asked:
+        return Asked(self.config, self.needs, self.language, self.prompter, self.questions, self.prompts)
 
     @functools.cached_property
     def signals(self) -> Path:
         """Runs one pass of each prompt. Returns a directory of shards.
 
-        Arrays: `by_layer`, `prompt_features`, `entropies`, `best`, `strongest_layer`, `strongest_token`,
-        `tokens` (length of the prompt) and, as configured, `final` and `robustness`; see
-        `table.QuestionTable`.
+        See `measurements.signals`.
         """
         options = self.config.signals
         manifest = stage_manifest("signals", **self._inputs, options=without(
-            config_lib.to_dict(options), "batch_size", "max_bytes", "shard_items"))
+            config_lib.to_dict(options), "batch_size", "max_bytes", "shard_items"),
+            needs=sorted(self.needs & {"final", "robustness"}))
 
         def work(path: Path) -> None:
             model = self.language.model
             reader = PromptReader(model, batch_size=options.batch_size, max_bytes=options.max_bytes,
                                   rounded=options.lens_bfloat16, mesh=self.mesh)
-            noise = Robustness(model, sigma=options.sigma, k=options.noise_samples, seed=options.seed,
-                               batch_size=options.batch_size, mesh=self.mesh) if options.robustness else None
+            noise = None
+            if "robustness" in self.needs:
+                noise = Robustness(model, sigma=options.sigma, k=options.noise_samples, seed=options.seed,
+                                   batch_size=options.batch_size, mesh=self.mesh)
             with shown(len(self.prompts), "signals", "question", done=stored_items(path)) as advance:
                 fill(path, range(len(self.prompts)), options.shard_items,
-                     lambda rows: self._signals(reader, noise, rows, advance))
+                     lambda rows: measurements.signals(self.asked, reader, noise, rows, advance))
         if not self.stages.is_complete("signals", manifest):
             self.prompts  # noqa: B018 (raises InputError for an invalid question before the stage starts)
         return self.stages.make("signals", manifest, work)
 
     @functools.cached_property
     def answers(self) -> Path:
-        """Generates the answers. Returns a directory of shards: `tokens` of all answers, and `lengths`."""
-        options = self.config.answers
-        manifest = stage_manifest("answers", **self._inputs, max_new=options.max_new,
-                                  end_tokens=options.end_tokens)
+        """Generates the answers. Returns a directory of shards.
 
-        def shard(rows: Sequence[int], advance: Advance) -> dict[str, np.ndarray]:
-            answers = answer(self.language, [self.prompts[i] for i in rows], options, advance)
-            return {"tokens": np.concatenate([*answers, np.zeros(0, np.int32)]).astype(np.int32),
-                    "lengths": np.array([len(ids) for ids in answers], np.int64)}
+        See `measurements.answers`.
+        """
+        options = self.config.answers
+        manifest = stage_manifest(
+            "answers", **self._inputs, max_new=options.max_new, end_tokens=options.end_tokens,
+            needs=sorted(self.needs & {"answer_final", "samples"}),
+            samples=config_lib.to_dict(self.config.samples) if "samples" in self.needs else None)
 
         def work(path: Path) -> None:
             with shown(len(self.prompts), "answers", "question", done=stored_items(path)) as advance:
                 fill(path, range(len(self.prompts)), self.config.signals.shard_items,
-                     lambda rows: shard(rows, advance))
+                     lambda rows: measurements.answers(self.asked, rows, advance))
         return self.stages.make("answers", manifest, work)
+
+    @functools.cached_property
+    def judgements(self) -> Path | None:
+        """Asks the network about its answers. Returns a directory of shards, or None if it is not needed.
+
+        See `measurements.judgements`.
+        """
+        needs = self.needs & {"p_true", "verbalised"}
+        if not needs:
+            return None
+        manifest = stage_manifest("judgements", answers=self.answers.name, needs=sorted(needs))
+
+        def work(path: Path) -> None:
+            texts = self._answer_texts()
+            with shown(len(self.prompts) * len(needs), "judgements", "reply",
+                       done=stored_items(path) * len(needs)) as advance:
+                fill(path, range(len(self.prompts)), self.config.signals.shard_items,
+                     lambda rows: measurements.judgements(self.asked, rows, texts, advance))
+        return self.stages.make("judgements", manifest, work)
+
+    @functools.cached_property
+    def agreement(self) -> Path | None:
+        """Answers the paraphrases. Returns a directory of shards, or None if it is not needed.
+
+        See `measurements.agreement`.
+        """
+        if "agreement" not in self.needs:
+            return None
+        manifest = stage_manifest("agreement", answers=self.answers.name)
+
+        def work(path: Path) -> None:
+            texts = self._answer_texts()
+            total = sum(len(question.paraphrases) for question in self.questions)
+            done = sum(len(question.paraphrases) for question in self.questions[:stored_items(path)])
+            with shown(total, "agreement", "paraphrase", done=done) as advance:
+                fill(path, range(len(self.prompts)), self.config.signals.shard_items,
+                     lambda rows: measurements.agreement(self.asked, rows, texts, advance))
+        return self.stages.make("agreement", manifest, work)
 
     @functools.cached_property
     def build(self) -> Path:
         """Grades the answers and assigns splits. Returns the directory of `questions.parquet`."""
         manifest = stage_manifest("questions", signals=self.signals.name, answers=self.answers.name,
-                                  match=self.config.answers.match,
+                                  match=self.config.answers.match, task=self.config.questions.task,
                                   splits=config_lib.to_dict(self.config.split))
         path = self.stages.make("questions", manifest, self._label)
         columns = read_columns(path / QUESTIONS)
+        for name in sorted(set(columns["dataset"].tolist())):
+            correct = columns["correct"][(columns["dataset"] == name) & (columns["answers"] != "[]")]
+            if len(correct):
+                self.notify(f"questions: {name}: {correct.mean():.1%} of {len(correct)} answered correctly")
         labelling.check_labels(columns["known"], columns["split"], self.config.split)  # before any fit
         for line in labelling.small_splits_warning(columns["known"], columns["split"], self.config.split):
             self.notify(f"questions: {line}")
@@ -173,7 +240,7 @@ class RecallStudy(Study[RecallConfig]):
 
     @functools.cached_property
     def table(self) -> QuestionTable:
-        return table.read(self.signals, self.build)
+        return table.read(self.signals, self.build, self.answers, self.judgements, self.agreement)
 
     @functools.cached_property
     def fitted(self) -> Path:
@@ -182,7 +249,9 @@ class RecallStudy(Study[RecallConfig]):
         Returns the directory of `scores.parquet` (every method's scores of all questions), the sidecars, and
         result.json (what was selected).
         """
-        manifest = stage_manifest("fit", questions=self.build.name,
+        measured = [path.name for path in (self.judgements, self.agreement) if path is not None]
+        manifest = stage_manifest("fit", questions=self.build.name, measured=measured,
+                                  estimators=list(panel.chosen(self.config.estimators)),
                                   options=without(config_lib.to_dict(self.config.fit), "jobs"))
         return self.stages.make("fit", manifest, self._fit)
 
@@ -231,40 +300,28 @@ class RecallStudy(Study[RecallConfig]):
     @functools.cached_property
     def _inputs(self) -> dict[str, Any]:
         """Everything that the network's outputs depend on, for manifests."""
-        digest = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(self.drawn).encode()).hexdigest()[:16]
         return {"network": self.studied.fingerprint, "questions": digest,
                 "prompt": config_lib.to_dict(self.config.prompt),
                 "compute": self.config.compute.dtype}
 
-    def _signals(self, reader: PromptReader, noise: Robustness | None, rows: Sequence[int], advance: Advance
-                 ) -> dict[str, np.ndarray]:
-        prompts = [self.prompts[i] for i in rows]
-        by_index = dict(reader(prompts, advance=advance))
-        outputs = [by_index[i] for i in range(len(prompts))]
-        arrays = {name: np.stack([getattr(output.crystallisation, name) for output in outputs])
-                  for name in ("by_layer", "prompt_features", "entropies", "best", "strongest_layer",
-                               "strongest_token")}
-        arrays["tokens"] = np.array([len(prompt.ids) for prompt in prompts], np.int64)
-        options = self.config.signals
-        if options.keep_residual:
-            with np.errstate(over="ignore"):  # an overflow raises InputError below
-                arrays["final"] = np.stack([output.final for output in outputs]).astype(options.dtype)
-            if not (finite := np.isfinite(arrays["final"]).all(axis=(1, 2))).all():
-                question = self.questions[rows[int(np.argmin(finite))]].id
-                raise InputError(f"question {question}: expected a residual stream that is finite as "
-                                 f"{options.dtype}, found infinite or NaN values; signals.dtype=float32 has "
-                                 "a larger range")
-        if noise is not None:
-            arrays["robustness"] = noise([prompt.ids for prompt in prompts], list(rows))
-        return arrays
+    def _answer_texts(self) -> list[str]:
+        answers = Shards(self.answers)
+        return measurements.texts(self.language, answers.joined("tokens"), answers.joined("lengths"))
 
     def _label(self, path: Path) -> None:
         answers, signals, tokenizer = Shards(self.answers), Shards(self.signals), self.language.tokenizer
-        tokens = np.split(answers.joined("tokens"), np.cumsum(answers.joined("lengths"))[:-1])
-        texts = [answer_text(tokenizer.decode(ids.tolist())) for ids in tokens]
-        columns = labelling.label(self.questions, texts, self.config.answers.match, self.config.split)
+        columns = labelling.label(self.questions, self._answer_texts(), self.config.answers.match,
+                                  self.config.split, self.config.questions.task)
+        samples: list[list[str]] = [[] for _ in self.questions]
+        if "sample_item" in answers.names:
+            lengths = answers.joined("sample_lengths") - answers.joined("sample_ended")
+            texts = measurements.texts(self.language, answers.joined("sample_tokens"), lengths.reshape(-1))
+            for i, item in enumerate(answers.joined("sample_item").tolist()):
+                samples[item] = texts[i * lengths.shape[1]:(i + 1) * lengths.shape[1]]
         write_columns(path / QUESTIONS, {
             **columns, "tokens": signals.joined("tokens"),
+            "samples": [json.dumps(texts, ensure_ascii=False) for texts in samples],
             "strongest_write_layer": signals.joined("strongest_layer"),
             "strongest_write": [tokenizer.decode([token])
                                 for token in signals.joined("strongest_token").tolist()]})
@@ -283,7 +340,8 @@ class RecallStudy(Study[RecallConfig]):
         methods: dict[Scope, Methods] = {}
         for scope in scopes:
             prefix = "fit: " if scope is None else f"fit: {scope} alone: "
-            fitted = fit.fit(data, options, scope, notify=functools.partial(self._notify, prefix))
+            fitted = fit.fit(data, self.config.estimators, options, scope,
+                             notify=functools.partial(self._notify, prefix))
             methods[scope] = fitted.methods
             if scope is None:
                 runs = fitted.info[fit.SIDECAR]["runs"]
@@ -306,12 +364,14 @@ class RecallStudy(Study[RecallConfig]):
             config_lib.to_dict(config.verdict),
             {"name": self.studied.name, "fingerprint": self.studied.fingerprint,
              "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.lens_bfloat16,
-            config.compute.dtype))
+            config.compute.dtype, tuple(self.examples)))
 
     def _evaluate(self, path: Path) -> None:
         run, config = read_result(self.fitted)["selected_run"], self.config
-        write_result(path, evaluate.evaluate(self.table, scores.read(self.fitted), run,
-                                             verdicts.read(self.verdict), config.replicates, config.seed))
+        costs = measurements.costs(self.signals, self.answers, self.judgements, self.agreement)
+        write_result(path, evaluate.evaluate(
+            self.table, scores.read(self.fitted), run, verdicts.read(self.verdict), config.replicates,
+            config.seed) | {"costs": costs})
 
     def _notify(self, prefix: str, line: str) -> None:
         self.notify(prefix + line)

@@ -1,86 +1,86 @@
-"""All questions of a study with their signals, answers and labels, as arrays `[questions, …]`."""
+"""Reads the table of a study from the directories of its stages."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tilelli_jax.errors import InputError
 
+from ..estimators import asked
+from ..estimators.likelihood import TokenStatistics
+from ..estimators.samples import Equal, classes, equal_answers
+from ..estimators.table import SPLITS, QuestionTable, Samples
 from ..inputs.shards import Shards
 from ..tables import read_columns
 
 QUESTIONS = "questions.parquet"
-SPLITS = ("train", "validate", "calibrate", "test")
+MIN_PER_SCOPE = 30  # known, and as many unknown, questions of a data set that methods are fitted to alone
 
 
-@dataclasses.dataclass(frozen=True)
-class QuestionTable:
-    """Arrays over n questions.
+def read(signals: Path, questions: Path, answers: Path, judgements: Path | None = None,
+         agreement: Path | None = None, equal: Equal = equal_answers) -> QuestionTable:
+    """Reads the table from the directories of the stages of these names.
 
-    Attributes:
-        by_layer, prompt_features: signals A (crystallisation) and B (MLP-write specificity): f32
-            `[n, layers, 12]` for each layer, and f32 `[n, 10]` for the whole prompt.
-        entropies: f32 `[n, layers, 3]`, nats: of the attention write, the MLP write, the stream (TriLens).
-        final: `[n, layers, d_model]`, the residual stream at the last position; None if it was not kept.
-        robustness: f32 `[n]`, divergence under noise in nats; None if it was not measured.
-        known: int `[n]`, 1 for a correct answer; `refused` bool `[n]`, True for a refusal.
-        split: `[n]`, one of SPLITS; `group` int `[n]`, the number of the question's group.
-        text, answer, dataset: `[n]`: the question, the network's answer, and the data set.
-        popularity: f64 `[n]`, NaN if unknown.
+    Args:
+        equal: whether two sampled answers have equal meaning.
     """
+    shards, given, columns = Shards(signals), Shards(answers), read_columns(questions / QUESTIONS)
+    judged = None if judgements is None else Shards(judgements)
 
-    by_layer: np.ndarray
-    prompt_features: np.ndarray
-    entropies: np.ndarray
-    final: np.ndarray | None
-    robustness: np.ndarray | None
-    known: NDArray[np.int64]
-    refused: NDArray[np.bool_]
-    split: np.ndarray
-    group: np.ndarray
-    text: np.ndarray
-    answer: np.ndarray
-    dataset: np.ndarray
-    popularity: NDArray[np.float64]
+    def text(name: str) -> np.ndarray:
+        return columns[name].astype(str)
 
-    @property
-    def datasets(self) -> list[str]:
-        return sorted(set(self.dataset.tolist()))
-
-    @property
-    def calibrated_on(self) -> str:
-        """The split that probabilities and thresholds are fitted to."""
-        return "calibrate" if (self.split == "calibrate").any() else "validate"
-
-    def rows(self, split: str, dataset: str | None = None) -> NDArray[np.intp]:
-        """Returns the row numbers of a split, in one data set or all.
-
-        "calibrate" returns the validate split if there are no calibration questions.
-        """
-        mask = self.split == (self.calibrated_on if split == "calibrate" else split)
-        return np.flatnonzero(mask if dataset is None else mask & (self.dataset == dataset))
-
-
-def read(signals: Path, questions: Path) -> QuestionTable:
-    """Reads the table from the directories of the stages `signals` and `questions`."""
-    shards, columns = Shards(signals), read_columns(questions / QUESTIONS)
+    def of(source: Shards | None, name: str) -> Any:
+        return source.joined(name) if source is not None and name in source.names else None
+    logits = of(judged, "p_true_logits")
     return QuestionTable(
         shards.joined("by_layer"), shards.joined("prompt_features"), shards.joined("entropies"),
-        shards.joined("final") if "final" in shards.names else None,
-        shards.joined("robustness") if "robustness" in shards.names else None,
-        columns["known"].astype(np.int64), columns["refused"].astype(bool), columns["split"].astype(str),
-        columns["group"], columns["question"].astype(str), columns["answer"].astype(str),
-        columns["dataset"].astype(str), columns["popularity"].astype(float))
+        columns["known"].astype(np.int64), columns["refused"].astype(bool), text("split"), columns["group"],
+        text("question"), text("answer"), text("dataset"), columns["popularity"].astype(float),
+        text("category"), [json.loads(golds) for golds in columns["answers"]],
+        final=of(shards, "final"), robustness=of(shards, "robustness"), greedy=_greedy(given),
+        answer_final=of(given, "answer_final"),
+        p_true=None if logits is None else np.array([asked.p_true(*pair) for pair in logits.tolist()]),
+        verbalised=None if judged is None or "verbalised" not in judged.names else
+        judged.joined("verbalised"),
+        agreement=None if agreement is None else Shards(agreement).joined("agreement"),
+        samples=_samples(given, columns["samples"].tolist(), equal) if "sample_item" in given.names else None)
 
 
 def check_dataset(table: QuestionTable, dataset: str) -> None:
-    """Raises InputError if a split has fewer than two known or two unknown questions of a data set."""
+    """Raises InputError if a data set has too few known or unknown questions, in all or in a split."""
+    counts = np.zeros(2, np.int64)
     for split in SPLITS:
-        unknown, known = np.bincount(table.known[table.rows(split, dataset)], minlength=2)
-        if min(known, unknown) < 2:
+        counts += (found := np.bincount(table.known[table.rows(split, dataset)], minlength=2))
+        if min(found) < 2:
             raise InputError(f"split.{split}: expected at least two known and two unknown questions of "
-                             f"{dataset}, found {known} and {unknown}: use more or other questions")
+                             f"{dataset}, found {found[1]} and {found[0]}: use more or other questions")
+    if min(counts) < MIN_PER_SCOPE:
+        raise InputError(f"expected at least {MIN_PER_SCOPE} known and as many unknown questions of "
+                         f"{dataset}, found {counts[1]} and {counts[0]}")
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _greedy(answers: Shards) -> list[TokenStatistics]:
+    columns = [_split(answers.joined(name), answers.joined("statistics"))
+               for name in ("log_probs", "entropies", "divergences")]
+    return [TokenStatistics(*values) for values in zip(*columns, strict=True)]
+
+
+def _samples(answers: Shards, texts: list[str], equal: Equal) -> Samples:
+    """The samples; `texts` are those of each question as a JSON list."""
+    rows = answers.joined("sample_item")
+    drawn = [json.loads(texts[row]) for row in rows]
+    return Samples(rows, drawn, answers.joined("sample_log_probs").astype(float),
+                   answers.joined("sample_lengths"), answers.joined("sample_streams"),
+                   np.stack([classes(of_question, equal) for of_question in drawn]))
+
+
+def _split(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return np.split(values.astype(float), np.cumsum(lengths)[:-1])

@@ -37,6 +37,7 @@ class VerdictRule:
         aim: how the thresholds were chosen: `precision`, `guarantee`, `confidence`.
         network: the network that the sidecar was trained on: `name`, `contents` (a fingerprint), `n_layers`.
         prompt, rounded, dtype: the prompt, the rounding of the logit lens and the data type used with it.
+        examples: questions with answers in every prompt.
     """
 
     calibrator: Calibrator = Temperature(1.0)
@@ -47,6 +48,7 @@ class VerdictRule:
     prompt: PromptConfig = PromptConfig()
     rounded: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    examples: tuple[tuple[str, str], ...] = ()
 
     def probabilities(self, scores: Floats) -> Floats:
         """Maps log odds to P(knows)."""
@@ -70,7 +72,7 @@ class VerdictRule:
                 "unknown_below": self.unknown_below,
                 "aim": dict(self.aim), "network": dict(self.network),
                 "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded,
-                "dtype": self.dtype}
+                "dtype": self.dtype, "examples": [list(pair) for pair in self.examples]}
 
 
 def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: VerdictConfig) -> Thresholds:
@@ -119,4 +121,11 @@ def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
     return VerdictRule(calibrator_from_dict(tree["calibrator"]), tree["knows_from"], tree["unknown_below"],
                        aim, network,
                        config_lib.from_dict(PromptConfig, tree["prompt"], source), bool(tree["rounded"]),
-                       ComputeConfig(dtype=tree["dtype"]).dtype)
+                       ComputeConfig(dtype=tree["dtype"]).dtype, _examples(tree["examples"]))
+
+
+def _examples(pairs: Any) -> tuple[tuple[str, str], ...]:
+    if not (isinstance(pairs, list) and all(
+            isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)):
+        raise ValueError(f"examples: expected pairs of texts, found {pairs!r:.40}")
+    return tuple((question, answer) for question, answer in pairs)

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+from tests.eval.recall.small import PROMPT, sidecar_of_chance
+from tests.fuzz.networks import save
+from tests.fuzz.running import Target
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.answering import answer
+from tilelli_jax.eval.recall.answering import greedy_ids
 from tilelli_jax.eval.recall.command import app, predict
 from tilelli_jax.eval.recall.command import main as recall
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
 from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.tables import write_columns
-
-from tests.eval.recall.small import PROMPT, sidecar_of_chance
-from tests.fuzz.networks import save
-from tests.fuzz.running import Target
-from tests.reference_impl.random_weights import random_network
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
@@ -116,7 +116,7 @@ def _make_study() -> None:
     language = load_with_tokenizer("network")
     prompter = Prompter(language, PromptConfig("ask {question} ?", ""))
     prompts = [prompter(row["question"]) for row in _question_rows([""] * N)]
-    answer_ids = answer(language, prompts, AnswersConfig(max_new=1, batch_size=16))
+    answer_ids = greedy_ids(language, prompts, AnswersConfig(max_new=1, batch_size=16))
     write_lines("rows.jsonl", _question_rows([language.tokenizer.decode(ids.tolist()) for ids in answer_ids]))
     write_yaml("recall.yaml", STUDY)
     run_silently(recall, "--config", "recall.yaml")

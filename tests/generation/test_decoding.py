@@ -214,10 +214,10 @@ def test_other_settings_need_no_new_compilation(request: pytest.FixtureRequest) 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 512, 513, 5000, 100_000])
 def test_lengths_are_rounded_up_to_few_sizes(length: int) -> None:
-    size = decoding._bucket(length)
+    size = decoding.bucket(length)
     assert length <= size <= max(64, length * 1.25 + 64)
-    assert decoding._bucket(length, 48) == 48
-    sizes = {decoding._bucket(n) for n in range(1, length + 1)}
+    assert decoding.bucket(length, 48) == 48
+    sizes = {decoding.bucket(n) for n in range(1, length + 1)}
     assert len(sizes) <= 8 + 4 * np.log2(max(length / 512, 1)) + 1
 
 

@@ -98,7 +98,7 @@ def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray],
         InputError: an argument is out of range, or an id is outside the vocabulary.
     """
     _check_batch_size(batch_size)
-    ids, ends = _ids("prompts", model, prompts), _ends(model, end_ids)
+    ids, ends = checked_ids("prompts", model, prompts), _ends(model, end_ids)
     vocab_size, sampling = model.config.vocab_size, Sampling(temperature, top_k, top_p, max_new, seed)
     _warn(model, ids, max_new)
     results: list[ContinuedIds | None] = [None] * len(ids)
@@ -120,7 +120,7 @@ def stream_ids(model: CausalLM, prompt: Sequence[int] | np.ndarray, *, max_new: 
     """
     if chunk < 1:
         raise InputError(f"chunk: expected at least 1, found {chunk}")
-    ids, ends = _ids("prompt", model, [prompt]), _ends(model, end_ids)
+    ids, ends = checked_ids("prompt", model, [prompt]), _ends(model, end_ids)
     sampling = Sampling(temperature, top_k, top_p, max_new, seed)
     _warn(model, ids, max_new)
     chunks = _chunks(freeze(model), ids, range(1), sampling, chunk, model.config.vocab_size)
@@ -166,7 +166,8 @@ def _texts(name: str, value: str | bytes | Sequence[str | bytes]) -> list[bytes]
         raise InputError(f"{name}: not text: {error}") from None
 
 
-def _ids(name: str, model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray]) -> list[np.ndarray]:
+def checked_ids(name: str, model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray]
+                ) -> list[np.ndarray]:
     """Prompts as arrays of checked ids; `name` is the argument's name in error messages."""
     if not isinstance(model, CausalLM):
         raise InputError(f"model: expected a causal network, found {type(model).__name__}")
@@ -289,7 +290,7 @@ def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], 
     # Traced values: a change of temperature needs no new compilation.
     arguments = (np.float32(sampling.temperature), np.int32(min(sampling.top_k, tokens)),
                  np.float32(sampling.top_p))
-    width = _bucket(chunk)
+    width = bucket(chunk)
     n_done = 0
 
     def chunk_of(new: jax.Array, n: int) -> Chunk:
@@ -302,8 +303,8 @@ def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], 
     n_cached = max_new if window is None else min(max_new, window - longest)
     if n_cached > 0:
         lengths = np.array([len(row) for row in texts], np.int32)
-        padded = _pad(texts, _bucket(longest, window))
-        logits, caches = _prefill(graph, params, padded, lengths, size=_bucket(longest + n_cached, window))
+        padded = pad(texts, bucket(longest, window))
+        logits, caches = prefill(graph, params, padded, lengths, size=bucket(longest + n_cached, window))
         while n_done < n_cached:
             n = min(chunk, n_cached - n_done)
             new, logits, caches = _decode(graph, params, logits, caches, lengths + np.int32(n_done), keys,
@@ -317,7 +318,7 @@ def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], 
         n = min(chunk, max_new - n_done)
         context = [row[-window:] for row in texts]
         used = np.array([len(row) for row in context], np.int32)
-        new = _slide(graph, params, _pad(context, window), used, keys, np.int32(n_done), np.int32(n),
+        new = _slide(graph, params, pad(context, window), used, keys, np.int32(n_done), np.int32(n),
                      arguments, width=width, tokens=tokens)
         yield chunk_of(new, n)
         n_done += n
@@ -331,7 +332,7 @@ def _sample(keys: jax.Array, n_done: jax.Array, logits: jax.Array, arguments: tu
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "size"))
-def _prefill(graph: Any, params: Any, ids: jax.Array, lengths: jax.Array, *,
+def prefill(graph: Any, params: Any, ids: jax.Array, lengths: jax.Array, *,
              size: int) -> tuple[jax.Array, Any]:
     return nnx.merge(graph, params).prefill(ids, lengths, size)
 
@@ -383,14 +384,14 @@ def _slide(graph: Any, params: Any, context: jax.Array, used: jax.Array, keys: j
     return jax.lax.fori_loop(0, n, decode_token, (new, context, used))[0]
 
 
-def _bucket(length: int, limit: int | None = None) -> int:
+def bucket(length: int, limit: int | None = None) -> int:
     """`length` rounded up to a multiple of BUCKET; beyond 512, to one of four sizes in each doubling."""
     step = max(BUCKET, (1 << (length - 1).bit_length()) // 8)
     rounded = -(-length // step) * step
     return rounded if limit is None else min(rounded, limit)
 
 
-def _pad(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
+def pad(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
     padded = np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
         padded[i, :len(row)] = row

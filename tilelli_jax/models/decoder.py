@@ -180,10 +180,16 @@ class CausalLM(nnx.Module):
             Logits `[batch, vocab]` after each row's last id, and the caches.
         """
 
-    @abc.abstractmethod
     def step(self, ids: jax.Array, caches: list[Cache],
              position: jax.Array) -> tuple[jax.Array, list[Cache]]:
         """One id `[batch]` at `position [batch]` → logits `[batch, vocab]` and the updated caches."""
+        logits, caches, _ = self.step_with_streams(ids, caches, position)
+        return logits, caches
+
+    @abc.abstractmethod
+    def step_with_streams(self, ids: jax.Array, caches: list[Cache], position: jax.Array
+                          ) -> tuple[jax.Array, list[Cache], jax.Array]:
+        """As `step`, with the residual stream after each layer, `[layers, batch, d_model]`."""
 
     def unroll(self) -> None:
         """Separates stacked layers, which makes decoding faster. Does nothing by default."""
@@ -307,16 +313,17 @@ class Decoder(CausalLM):
             caches.append(cache)
         return self._logits(at_last(x, lengths))[:, 0], caches
 
-    def step(self, ids: jax.Array, caches: list[Cache],
-             position: jax.Array) -> tuple[jax.Array, list[Cache]]:
+    def step_with_streams(self, ids: jax.Array, caches: list[Cache], position: jax.Array
+                          ) -> tuple[jax.Array, list[Cache], jax.Array]:
         x = self._embed(ids[:, None], position[:, None])
-        updated = []
+        updated, streams = [], []
         layers = zip(self.layers(), caches, self._by_layer(), strict=True)
         for i, (block, cache, inputs) in enumerate(layers):
             with jax.named_scope(f"block_{i}"):
                 x, cache = block.step(x, cache, position, *inputs)
             updated.append(cache)
-        return self._logits(x)[:, 0], updated
+            streams.append(x[:, 0])
+        return self._logits(x)[:, 0], updated, jnp.stack(streams)
 
     def layers(self) -> list[Any]:
         """The separate blocks. Decoding is unrolled: a scan would copy its cache for every byte."""

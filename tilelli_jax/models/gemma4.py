@@ -274,13 +274,15 @@ class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
         return self._logits(x)[:, 0], [KeyCache.of_prompts(*keys[i], lengths, slots[self.config.layers[i]])
                                        for i in range(n_own)]
 
-    def step(self, ids: jax.Array, caches: list[KeyCache],
-             position: jax.Array) -> tuple[jax.Array, list[KeyCache]]:
+    def step_with_streams(self, ids: jax.Array, caches: list[KeyCache], position: jax.Array
+                          ) -> tuple[jax.Array, list[KeyCache], jax.Array]:
         """See `CausalLM`."""
         x, embedded = self._embed(ids[:, None])
         updated: dict[int, KeyCache] = {}
-        x, _ = self._run(range(self.config.n_layers), x, embedded, position[:, None], updated, caches=caches)
-        return self._logits(x)[:, 0], [updated[i] for i in range(self.config.n_own)]
+        x, records = self._run(range(self.config.n_layers), x, embedded, position[:, None], updated,
+                               Tap(record=("resid_post",)), caches)
+        streams = jnp.stack([record["resid_post"][:, 0] for record in records])
+        return self._logits(x)[:, 0], [updated[i] for i in range(self.config.n_own)], streams
 
     def _run(self, layers: range, x: jax.Array, embedded: jax.Array | None, positions: jax.Array,
              keys: dict[int, KeyCache], tap: Tap = OFF,

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tests.references import STORED
+from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.eval.estimators.table import QuestionTable
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, report, verdicts
 from tilelli_jax.eval.recall.config import PromptConfig, RecallConfig
 from tilelli_jax.eval.recall.scores import Methods, Scores
-from tilelli_jax.eval.recall.table import QuestionTable
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stages import write_result
-
-from tests.references import STORED
-from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -58,19 +58,20 @@ def a_study(out: Path) -> dict[str, Any]:
     known = rng.integers(0, 2, n)
     split = np.array(["train", "validate", "calibrate", "test"])[np.arange(n) % 4]
     table = QuestionTable(rng.random((n, 5, 12), np.float32), rng.random((n, 10), np.float32),
-                  rng.random((n, 5, 3), np.float32), None, None, known, rng.random(n) < 0.1, split,
+                  rng.random((n, 5, 3), np.float32), known, rng.random(n) < 0.1, split,
                   np.arange(n), np.array([f"question {i}" for i in range(n)]),
                   np.array([f"answer {i}" for i in range(n)]),
-                  np.array(["north", "south"])[rng.integers(0, 2, n)], rng.random(n) * 1000)
+                  np.array(["north", "south"])[rng.integers(0, 2, n)], rng.random(n) * 1000,
+                  np.full(n, ""), [[f"answer {i}"] for i in range(n)])
     scopes: dict[str | None, Methods] = {None: {}, "north": {}, "south": {}}
     for methods in scopes.values():
-        for method, signal in (("sidecar", 2.0), ("negative entropy", 1.0), ("words", 0.1)):
+        for method, signal in (("sidecar", 2.0), ("first_token_entropy", 1.0), ("words", 0.1)):
             score = signal * known + rng.standard_normal((1, n))
             methods[method] = Scores(score, 1 / (1 + np.exp(-score)))
     rule, stages = VerdictRule(knows_from=0.9, unknown_below=0.3, aim=AIM), out / "made"
     for stage in ("signals", "answers", "questions", "fit", "verdict", "evaluation"):
         (stages / stage).mkdir(parents=True)
-    write_result(stages / "fit", {"methods": {"sidecar": {}, "negative entropy": {}, "words": {}},
+    write_result(stages / "fit", {"methods": {"sidecar": {}, "first_token_entropy": {}, "words": {}},
                                   "seeds": [0], "selected_run": 0, "calibrated_on": "calibrate"})
     verdicts.write(stages / "verdict", rule)
     write_result(stages / "evaluation", evaluate.evaluate(table, scopes, 0, rule, 400))

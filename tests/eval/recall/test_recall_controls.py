@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+
+from tilelli_jax.eval.estimators.controls import controls
 from tilelli_jax.eval.metrics import auroc
-from tilelli_jax.eval.recall.controls import controls
 
 
 class Questions(NamedTuple):

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
+
+from tests.error_lines import assert_one_line
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.conclusions import FEW, compare_with_chance
+from tilelli_jax.eval.estimators import panel
+from tilelli_jax.eval.estimators.table import QuestionTable
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, labelling, report, scores, verdicts
 from tilelli_jax.eval.recall.config import (
@@ -23,12 +28,8 @@ from tilelli_jax.eval.recall.config import (
 )
 from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.eval.recall.scores import Methods, Scores
-from tilelli_jax.eval.recall.table import QuestionTable
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stats import Interval
-
-from tests.error_lines import assert_one_line
-from tilelli_jax.errors import InputError
 
 N = 400
 
@@ -41,7 +42,8 @@ def table(seed: int = 0, **changed: np.ndarray) -> QuestionTable:
             "split": np.array(["train", "validate", "calibrate", "test", "test"])[np.arange(N) % 5],
             "group": np.arange(N), "dataset": dataset,
             "popularity": np.where(dataset == "b", rng.integers(0, 1000, N), np.nan)} | changed
-    return QuestionTable(rng.random((N, 3, 12)), rng.random((N, 10)), rng.random((N, 3, 3)), None, None,
+    return QuestionTable(rng.random((N, 3, 12)), rng.random((N, 10)), rng.random((N, 3, 3)),
+                 category=np.full(N, ""), answers=[[f"answer {i}"] for i in range(N)],
                  text=np.array([f"question {i}" for i in range(N)]),
                  answer=np.array([f"answer {i}" for i in range(N)]), **columns)  # type: ignore[arg-type]
 
@@ -53,7 +55,7 @@ def methods_of(data: QuestionTable, seed: int = 1) -> Methods:
         log_odds = signal * data.known + rng.standard_normal((runs, N))
         return Scores(log_odds, expit(log_odds))
     popularity = np.log10(data.popularity + 1)[None]
-    return {"sidecar": method(2.0, 2), "negative entropy": method(0.5),
+    return {"sidecar": method(2.0, 2), "first_token_entropy": method(0.5),
             "popularity": Scores(popularity, expit(popularity))}
 
 
@@ -171,8 +173,9 @@ def test_conclusions_claim_no_more_than_the_numbers(point: float, low: float, hi
     interval = {"point": point, "low": low, "high": high}
     results = {"groups": groups,
                "methods": {"sidecar": {"auroc": interval, "runs": [point], "ece": interval,
-                                       "ece_if_calibrated": 0.03}, "negative entropy": {"auroc": interval}},
-               "comparisons": [{"baseline": "negative entropy", "difference": interval, "p_holm": p_holm}],
+                                       "ece_if_calibrated": 0.03},
+                           "first_token_entropy": {"auroc": interval}},
+               "comparisons": [{"baseline": "first_token_entropy", "difference": interval, "p_holm": p_holm}],
                "cross_dataset": {"a → b": {"questions": 9, "groups": 9, "methods": {}}},
                "fit": {"excluded_datasets": {"c": "few"}}, "warnings": ["The train split is small."]}
     texts = report.conclusions(results)
@@ -199,7 +202,7 @@ def test_conclusions_claim_no_more_than_the_numbers(point: float, low: float, hi
 
 def test_every_significant_comparison_has_a_sentence() -> None:
     interval = {"point": 0.7, "low": 0.6, "high": 0.8}
-    p_holm = {"negative entropy": 0.9, "popularity": 0.02, "length": 0.3, "familiarity": 0.001}
+    p_holm = {"first_token_entropy": 0.9, "popularity": 0.02, "length": 0.3, "mahalanobis": 0.001}
     results = {"groups": 60, "methods": {name: {"auroc": interval, "runs": [0.7], "ece": interval,
                                                 "ece_if_calibrated": 0.03} for name in ("sidecar", *p_holm)},
                "comparisons": [{"baseline": name, "p_holm": p,
@@ -207,19 +210,18 @@ def test_every_significant_comparison_has_a_sentence() -> None:
                                for name, p in p_holm.items()],
                "cross_dataset": {}, "fit": {}, "warnings": []}
     compared = [text for text in report.conclusions(results) if "Holm-corrected" in text]
-    assert compared[1] == ("Sidecar minus the control on the subject's popularity: ΔAUROC −0.068 [−0.121, "
+    assert compared[1] == ("Sidecar minus popularity: ΔAUROC −0.068 [−0.121, "
                            "−0.020], paired bootstrap, Holm-corrected p = 0.020: the sidecar is "
                            "significantly worse.")
-    assert [name in text for name, text in zip(("entropy", "popularity", "familiarity"), compared)] == 3 * [
+    assert [name in text for name, text in zip(("entropy", "popularity", "mahalanobis"), compared)] == 3 * [
         True] and len(compared) == 3, "significant ones, and the negative entropy in any case"
-    assert set(report.DESCRIPTIONS) == set(report.METHODS) - {"sidecar"}
+    assert set(panel.MEANINGS) == set(report.METHODS) == set(panel.ESTIMATORS)
 
 
 def test_the_legend_lists_what_is_shown() -> None:
-    legend = report._legend(["sidecar", "entropies", "length", "words"])
-    assert legend.startswith("Sidecar: a GRU") and legend.endswith("the network: words, length.")
-    assert "entropies: logistic" in legend and "Globals" not in legend and "robustness" not in legend
-    assert set(report.LEGEND) | set(report.CONTROLS) == set(report.METHODS)
+    legend = report._legend(["sidecar", "trilens", "length", "words"])
+    assert legend.startswith("Sidecar: a GRU") and legend.endswith("read activations: words, length.")
+    assert "trilens: logistic" in legend and "Globals" not in legend and "robustness" not in legend
 
 
 def test_invalid_settings() -> None:

@@ -18,14 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval import figures
-from tilelli_jax.eval.recall import evaluate, report, verdicts
-from tilelli_jax.eval.recall.answering import answer_ends
-from tilelli_jax.eval.recall.app import info, thought_seeding
-from tilelli_jax.eval.recall.config import AnswersConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
-from tilelli_jax.eval.recall.verdicts import VerdictRule
-from tilelli_jax.eval.thresholds import Thresholds
 
 from tests.eval.recall.small import (
     AIM,
@@ -39,6 +31,14 @@ from tests.eval.recall.small import (
     sidecar_of_chance,
 )
 from tests.references import needs
+from tilelli_jax.eval import figures
+from tilelli_jax.eval.recall import evaluate, report, verdicts
+from tilelli_jax.eval.recall.answering import answer_ends
+from tilelli_jax.eval.recall.app import info, thought_seeding
+from tilelli_jax.eval.recall.config import AnswersConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
+from tilelli_jax.eval.recall.verdicts import VerdictRule
+from tilelli_jax.eval.thresholds import Thresholds
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.signals.crystallisation import BY_LAYER, band
 
@@ -304,7 +304,7 @@ def test_tables_of_the_study(place: Place) -> None:
     evaluated = ["methods" in one for of_dataset in results["by_popularity"].values() for one in of_dataset]
     short = [row for row, has_methods in zip(bins, evaluated, strict=True) if not has_methods]
     assert short and all(row["sidecar"] is None for row in short), "a dash, because the bin is too small"
-    assert [row["method"] for row in methods] == ["sidecar", "negative entropy", "words"]
+    assert [row["method"] for row in methods] == ["sidecar", "first_token_entropy", "words"]
     assert [row["verdict"] for row in verdict_table] == list(evaluate.VERDICTS) and len(bins) == 8
     area = results["methods"]["sidecar"]["auroc"]
     assert methods[0]["AUROC"] == f"{area['point']:.3f} [{area['low']:.3f}, {area['high']:.3f}]"

@@ -14,18 +14,19 @@ from typing import Any
 
 import jax
 import pytest
-from tilelli_jax.eval.recall.app import retention
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
-from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from bench import page_memory
 from bench.page_memory import MemorySample
 from tests.eval.recall.small import ASKED, MAX_NEW
+from tilelli_jax.eval.recall.app import retention
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.generation import decoding
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from fastapi.testclient import TestClient
+
 from tilelli_jax.eval.recall.app import handlers, thought_seeding, uploads
 from tilelli_jax.eval.recall.app.page import build, mounted
 from tilelli_jax.eval.recall.app.request_queue import RequestQueue
@@ -135,7 +136,7 @@ def test_new_texts_leave_no_program_array_or_object(handler: str, predictor: Kno
 
     def programs_and_arrays() -> tuple[int, ...]:
         gc.collect()
-        programs = (predictor.reader._read, decoding._prefill, decoding._decode)
+        programs = (predictor.reader._read, decoding.prefill, decoding._decode)
         return (*(program._cache_size() for program in programs), len(jax.live_arrays()))
 
     def objects() -> int:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from tilelli_jax.eval.metrics import auroc
-from tilelli_jax.eval.recall.controls import controls
-from tilelli_jax.eval.recall.splits import FRACTIONS, group_ids, grouped_splits, published_splits
 
 from tests.references import STORED, needs
+from tilelli_jax.eval.estimators.controls import controls
+from tilelli_jax.eval.metrics import auroc
+from tilelli_jax.eval.recall.splits import FRACTIONS, group_ids, grouped_splits, published_splits
 
 TABLE = STORED / "data" / "recall_dataset.parquet"
 SPLITS = STORED / "data" / "recall_splits.json"

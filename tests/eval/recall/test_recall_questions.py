@@ -15,18 +15,18 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.inputs.rows import hugging_face
-from tilelli_jax.eval.recall import questions
-from tilelli_jax.eval.recall.answering import answer, answer_ends, answer_text
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig
-from tilelli_jax.eval.recall.prompting import Prompter
-from tilelli_jax.eval.recall.questions import Question
 
 from tests.error_lines import assert_one_line
 from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
 from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.inputs.rows import hugging_face
+from tilelli_jax.eval.recall import questions
+from tilelli_jax.eval.recall.answering import answer_ends, answer_text, greedy_ids
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, LanguageModel, load_with_tokenizer
 from tilelli_jax.models.vanilla import VanillaConfig
 
@@ -111,7 +111,7 @@ def test_the_built_in_world() -> None:
     assert len(sampled) == 200 and {question.dataset for question in sampled} == {"facts"}
     for question in sampled:
         fact = world[question.text]
-        assert question[3:] == ((fact.answer,), fact.entity, fact.times)
+        assert question[3:6] == ((fact.answer,), fact.entity, fact.times)
 
 
 @pytest.mark.parametrize(("row", "parts"), [
@@ -235,8 +235,8 @@ def test_special_tokens() -> None:
 def test_a_long_prompt_shortens_no_other_answer(byte_language: LanguageModel) -> None:
     prompter = Prompter(byte_language, PromptConfig(template="{question}", instruction=""))
     short, long = prompter("ab"), prompter("x" * 39)
-    alone, = answer(byte_language, [short], AnswersConfig(max_new=8))
-    together = answer(byte_language, [long, short], AnswersConfig(max_new=8))
+    alone, = greedy_ids(byte_language, [short], AnswersConfig(max_new=8))
+    together = greedy_ids(byte_language, [long, short], AnswersConfig(max_new=8))
     assert len(alone) > 2 and together[1].tolist() == alone.tolist() and len(together[0]) <= 2
 
 
@@ -249,9 +249,9 @@ def test_greedy_answers(byte_language: LanguageModel) -> None:
     prompter = Prompter(byte_language, PromptConfig(template="{question}", instruction=""))
     texts = ["ab", "who", "a longer one, nearly at the end of it..."]
     prompts = [prompter(text) for text in texts]
-    answers = answer(byte_language, prompts, AnswersConfig(max_new=6))
+    answers = greedy_ids(byte_language, prompts, AnswersConfig(max_new=6))
     assert len(answers[2]) <= 1 and answer_ends(byte_language, AnswersConfig()) == (10,)
-    batched = answer(byte_language, prompts[:2], AnswersConfig(max_new=6))
+    batched = greedy_ids(byte_language, prompts[:2], AnswersConfig(max_new=6))
     for prompt, ids in zip(prompts[:2], batched, strict=True):
         generated = list(prompt.ids)
         for token in ids:

@@ -7,12 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.recall.answering import answer, answer_text
-from tilelli_jax.eval.recall.app import thought_seeding
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor
-from tilelli_jax.eval.recall.prompting import Prompter
-from tilelli_jax.eval.thresholds import Thresholds
 
 from tests.eval.recall.small import (
     ASKED,
@@ -21,6 +15,12 @@ from tests.eval.recall.small import (
 )
 from tests.reference_impl.memorised_text import reciter
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.recall.answering import answer_text, greedy_ids
+from tilelli_jax.eval.recall.app import thought_seeding
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.thresholds import Thresholds
 from tilelli_jax.loading.language import ByteTokenizer, LanguageModel
 
 
@@ -135,7 +135,7 @@ def test_too_long_questions_are_rejected_at_the_call() -> None:
 def test_baseline_equals_the_answers_of_a_study(predictor: KnowledgePredictor) -> None:
     """Greedy decoding from the same prompt with the same end tokens."""
     options = AnswersConfig(max_new=MAX_NEW)
-    ids = answer(predictor.language, [predictor.prompter(question) for question in ASKED], options)
+    ids = greedy_ids(predictor.language, [predictor.prompter(question) for question in ASKED], options)
     expected = [answer_text(predictor.language.tokenizer.decode(row.tolist())) for row in ids]
     answers = [list(thought_seeding.answer_seeded(predictor, question, max_new=MAX_NEW))[-1].answer
                for question in ASKED]
