@@ -233,21 +233,23 @@ def by_depth(curves: Mapping[str, Sequence[float]], band: tuple[int, int] | None
     return _finished(figure, axes, title)
 
 
-def cost_benefit(points: Mapping[str, tuple[float, Interval]], best: Sequence[str],
+def cost_benefit(points: Mapping[str, tuple[float, Interval, str]], best: Sequence[str],
                  title: str = "") -> Figure:
     """Plots the AUROC of each estimator over its seconds a question; those that nothing beats are named.
 
     Args:
-        points: (seconds, above 0; AUROC) of each name.
+        points: (seconds, above 0; AUROC; kind, which gives the style) of each name.
         best: the Pareto set, in order of cost; a line joins it.
     """
     figure, axes = _figure(width=7.2, height=4.6)
-    for name, (seconds, interval) in points.items():
-        style, chosen = style_of(name), name in best
+    for name, (seconds, interval, kind) in points.items():
+        style, chosen = style_of(kind), name in best
         axes.plot([seconds, seconds], [interval.low, interval.high], color=style.colour, linewidth=1,
                   alpha=0.7 if chosen else 0.2)
         axes.plot(seconds, interval.point, marker=style.mark, color=style.colour, linestyle="",
-                  markersize=8 if chosen else 5, alpha=1 if chosen else 0.5, label=name)
+                  markersize=8 if chosen else 5, alpha=1 if chosen else 0.6)
+    for kind in dict.fromkeys(kind for _, _, kind in points.values()):
+        axes.plot([], [], marker=style_of(kind).mark, color=style_of(kind).colour, linestyle="", label=kind)
     axes.step([points[name][0] for name in best], [points[name][1].point for name in best], where="post",
               color="0.35", linewidth=1)
     for name in best:

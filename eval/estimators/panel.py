@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tilelli_jax.errors import InputError
 
 from . import controls, likelihood, scores
+from .interface import GROUPS as GROUPS
 from .interface import Estimator, Need
 from .probes import FeatureProbe, LayerProbe, Mahalanobis, MassMean, Saplma, SemanticEntropyProbe
 from .sidecar import SidecarEstimator

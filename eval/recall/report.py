@@ -110,9 +110,12 @@ def cost_of(method: str, results: Tree) -> dict[str, float]:
 
 
 def pareto_set(results: Tree) -> list[str]:
-    """Returns the methods, cheapest first, than which no cheaper or equally cheap one has a higher AUROC."""
+    """Returns the methods, cheapest first, than which no cheaper or equally cheap one has a higher AUROC.
+
+    Controls are left out.
+    """
     area = {name: tree["auroc"]["point"] for name, tree in results["methods"].items()
-            if not np.isnan(cost_of(name, results)["seconds"])}
+            if name not in panel.CONTROLS and not np.isnan(cost_of(name, results)["seconds"])}
     best: list[str] = []
     for name in sorted(area, key=lambda name: (cost_of(name, results)["seconds"], -area[name])):
         if not best or area[name] > area[best[-1]]:
@@ -286,7 +289,7 @@ def _calibration_set(results: Tree) -> str:
 def _add_methods(report: Document, results: Tree) -> None:
     report.heading("Methods")
     rows = method_rows(results)
-    figures.reserve_styles(METHODS)
+    figures.reserve_styles([name for name in METHODS if name in results["methods"]])
     report.figure("methods", figures.ladder({row["method"]: row["AUROC"] for row in rows}),
                   "AUROC of each method on the held-out questions, with 95 % intervals; the dotted line is "
                   f"chance. {_legend(list(results['methods']))}")
@@ -311,16 +314,20 @@ def _legend(methods: Sequence[str]) -> str:
 
 def _add_costs(report: Document, results: Tree) -> None:
     pass_seconds = results["costs"].get("prompt", {}).get("seconds", np.nan)
-    points = {name: (pass_seconds + cost_of(name, results)["seconds"], Interval.from_tree(tree["auroc"]))
+    points = {name: (pass_seconds + cost_of(name, results)["seconds"], Interval.from_tree(tree["auroc"]),
+                     panel.GROUPS[panel.ESTIMATORS[name].group])
               for name, tree in results["methods"].items() if name not in panel.CONTROLS}
     points = {name: point for name, point in points.items() if point[0] > 0}
     if not points:
         return
     report.heading("Cost")
     best = [name for name in pareto_set(results) if name in points]
-    report.figure("cost", figures.cost_benefit(points, best), "AUROC of each method over its cost. The line "
-                  "joins the Pareto set, the methods than which no cheaper one has a higher AUROC: "
-                  f"{', '.join(best)}. The prompt's pass with all its signals takes {pass_seconds:.3g} s.")
+    if len({kind for _, _, kind in points.values()}) > 1:
+        figures.reserve_styles(list(panel.GROUPS.values()))
+        report.figure("cost", figures.cost_benefit(points, best), "AUROC of each method over its cost. The "
+                      "line joins the Pareto set, the methods than which no cheaper one has a higher AUROC: "
+                      f"{', '.join(best)}. The prompt's pass with all its signals takes {pass_seconds:.3g} "
+                      "s.")
     rows = [{"method": name, "reads": panel.ESTIMATORS[name].group, **{
         title: cost_of(name, results)[key] for title, key in (
             ("forward tokens", "forward"), ("generated tokens", "generated"), ("seconds", "seconds"))}}

@@ -37,7 +37,7 @@ PROMPTS = [b"Once upon a time, there was a ", b"q"]
 def compiled_as_shipped() -> Iterator[None]:
     """Compiles the jitted functions of `decoding` with the default options of users."""
     parts: dict[str, dict[str, Any]] = {
-        "_prefill": {"static_argnames": ("graph", "size")},
+        "prefill": {"static_argnames": ("graph", "size")},
         "_decode": {"static_argnames": ("graph", "width", "tokens"), "donate_argnames": ("caches",)},
         "_slide": {"static_argnames": ("graph", "width", "tokens")}}
     with pytest.MonkeyPatch.context() as patch:

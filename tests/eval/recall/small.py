@@ -7,9 +7,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from tests.references import STORED
-from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.estimators.table import QuestionTable
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, report, verdicts
@@ -17,6 +14,9 @@ from tilelli_jax.eval.recall.config import PromptConfig, RecallConfig
 from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stages import write_result
+
+from tests.references import STORED
+from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -74,7 +74,7 @@ def a_study(out: Path) -> dict[str, Any]:
     write_result(stages / "fit", {"methods": {"sidecar": {}, "first_token_entropy": {}, "words": {}},
                                   "seeds": [0], "selected_run": 0, "calibrated_on": "calibrate"})
     verdicts.write(stages / "verdict", rule)
-    write_result(stages / "evaluation", evaluate.evaluate(table, scopes, 0, rule, 400))
+    write_result(stages / "evaluation", evaluate.evaluate(table, scopes, 0, rule, 400) | {"costs": {}})
     stand_in: Any = SimpleNamespace(
         config=RecallConfig(network=NetworkConfig(path="tiny")), out=out, warnings=[],
         **{name: stages / stage for name, stage in (

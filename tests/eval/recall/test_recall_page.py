@@ -18,6 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval import figures
+from tilelli_jax.eval.recall import evaluate, report, verdicts
+from tilelli_jax.eval.recall.answering import answer_ends
+from tilelli_jax.eval.recall.app import info, thought_seeding
+from tilelli_jax.eval.recall.config import AnswersConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
+from tilelli_jax.eval.recall.verdicts import VerdictRule
+from tilelli_jax.eval.thresholds import Thresholds
 
 from tests.eval.recall.small import (
     AIM,
@@ -31,14 +39,6 @@ from tests.eval.recall.small import (
     sidecar_of_chance,
 )
 from tests.references import needs
-from tilelli_jax.eval import figures
-from tilelli_jax.eval.recall import evaluate, report, verdicts
-from tilelli_jax.eval.recall.answering import answer_ends
-from tilelli_jax.eval.recall.app import info, thought_seeding
-from tilelli_jax.eval.recall.config import AnswersConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
-from tilelli_jax.eval.recall.verdicts import VerdictRule
-from tilelli_jax.eval.thresholds import Thresholds
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.signals.crystallisation import BY_LAYER, band
 
@@ -336,10 +336,8 @@ def test_each_method_of_the_figures_has_its_own_colour(tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "_style_numbers", {})
     a_study(tmp_path)  # writes a report, whose first figure shows all methods
-    for styles in zip(*map(figures.style_of, report.METHODS)):
-        if styles[0] in figures.DASHES:
-            continue  # there are seven
-        assert len(set(styles)) == len(report.METHODS)
+    for styles in zip(*map(figures.style_of, evaluate.DRAWN)):
+        assert len(set(styles)) == len(evaluate.DRAWN)
 
 
 # A chat network with thoughts.
