@@ -263,7 +263,7 @@ def cost_benefit(points: Mapping[str, tuple[float, Interval, str]], best: Sequen
 def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str = "",
              x: str = "", y: str = "") -> Figure:
     """Plots AUROCs as a table of colours, 0.5 white; NaN stays empty."""
-    figure, axes = _figure(width=2.4 + 1.1 * len(columns), height=1.6 + 0.4 * len(rows))
+    figure, axes = _figure(width=2.4 + 1.1 * len(columns), height=1.6 + 0.28 * len(rows))
     array = np.asarray(values, float)
     axes.imshow(array, cmap="RdBu", vmin=0, vmax=1, aspect="auto")
     for i, j in np.argwhere(~np.isnan(array)):

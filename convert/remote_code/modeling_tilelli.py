@@ -205,8 +205,23 @@ class TilelliForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         pass  # the weights are always read from a file
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None,
-                **unused: Any) -> CausalLMOutput:
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+                labels: Tensor | None = None, *, output_hidden_states: bool | None = None,
+                return_dict: bool | None = None, logits_to_keep: int | Tensor = 0,
+                num_items_in_batch: Tensor | int | None = None, use_cache: bool | None = None,
+                position_ids: Tensor | None = None,
+                **unsupported: Any) -> CausalLMOutput | tuple[Tensor, ...]:
+        """As in transformers; the last of the hidden states is after the final norm. There is no cache.
+
+        Raises ValueError for an argument that would change the result and is not supported.
+        """
+        for name, value in unsupported.items():
+            if value is not None and value is not False:
+                raise ValueError(f"{name}: not supported, expected None, found {type(value).__name__}")
+        if input_ids is None:
+            raise ValueError("input_ids: expected byte ids, found None")
+        if position_ids is not None:
+            check_positions(position_ids, attention_mask)
         ids, start = input_ids, None
         if attention_mask is not None and not bool(attention_mask[:, 0].all()):
             start = attention_mask.long().argmax(1)  # padding on the left: rows begin at position 0
@@ -216,16 +231,25 @@ class TilelliForCausalLM(PreTrainedModel, GenerationMixin):
             if ids.shape[1] > len(self.positions.table):
                 raise ValueError(f"expected at most {len(self.positions.table)} ids, found {ids.shape[1]}")
             x = x + self.positions.table[: ids.shape[1]]
+        states = [x]
         for block in self.blocks:
-            x = block(x)
-        x = self.final_norm(x)
-        logits = x @ self.embed.kernel.T if self.unembed is None else self.unembed(x)
+            states.append(block(states[-1]))
+        states[-1] = self.final_norm(states[-1])
         if start is not None:
-            logits = rolled(logits, -start)
+            states = [rolled(state, -start) for state in states]
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        x = states[-1][:, kept]
+        logits = x @ self.embed.kernel.T if self.unembed is None else self.unembed(x)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits)
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(),
+                                   reduction="mean" if num_items_in_batch is None else "sum")
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        output = CausalLMOutput(loss=loss, logits=logits,
+                                hidden_states=tuple(states) if output_hidden_states else None)
+        return output if return_dict is not False else output.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None,
                                       **unused: Any) -> dict[str, Any]:
@@ -233,6 +257,15 @@ class TilelliForCausalLM(PreTrainedModel, GenerationMixin):
         window = self.config.max_seq_len
         mask = None if attention_mask is None else attention_mask[:, -window:]
         return {"input_ids": input_ids[:, -window:], "attention_mask": mask}
+
+
+def check_positions(position_ids: Tensor, mask: Tensor | None) -> None:
+    """Raises ValueError if positions do not count from 0 at each row's first byte."""
+    expected = torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
+    if mask is not None:
+        expected = torch.where(mask.bool(), mask.long().cumsum(1) - 1, position_ids)
+    if not torch.equal(position_ids, expected):
+        raise ValueError("position_ids: expected 0, 1, … from each row's first byte, found others")
 
 
 def rolled(x: Tensor, start: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from tilelli_jax.errors import InputError
 from . import controls, likelihood, scores
 from .interface import GROUPS as GROUPS
 from .interface import Estimator, Need
-from .probes import FeatureProbe, LayerProbe, Mahalanobis, MassMean, Saplma, SemanticEntropyProbe
+from .probes import AbstainHead, FeatureProbe, LayerProbe, Mahalanobis, MassMean, Saplma, SemanticEntropyProbe
 from .sidecar import SidecarEstimator
 
 SIDECAR = "sidecar"
@@ -20,6 +20,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "first_token_entropy": scores.NextTokenScore(scores.first_token_entropy),
     "first_token_margin": scores.NextTokenScore(scores.first_token_margin),
     "layer_probe": LayerProbe(),
+    "abstain_head": AbstainHead(),
     "mass_mean": MassMean(),
     "mass_mean_unwhitened": MassMean(whitened=False),
     "saplma": Saplma(),
@@ -69,6 +70,7 @@ MEANINGS: dict[str, str] = {
     "first_token_margin": "the largest minus the second largest probability of the next token",
     "layer_probe": "logistic regression on the residual stream at the prompt's last position, at the layer "
                    "with the best validation AUROC",
+    "abstain_head": "a linear head on the normalised stream of the last layer, at the prompt's last position",
     "mass_mean": "the residual stream along the difference of the means of known and unknown questions, "
                  "whitened",
     "mass_mean_unwhitened": "the same, not whitened",

@@ -52,11 +52,32 @@ class LayerProbe(Estimator):
 
     @property
     def needs(self) -> tuple[Need, ...]:  # type: ignore[override]
-        return (self.activations,)
+        return (self.activations,) if self.activations == "final" else ("greedy", self.activations)
 
     def fit(self, training: Training) -> Method:
         values: Any = getattr(training.table, self.activations)
         return _layer_probe(values, training.table.known, training.train, training.validate, training.options)
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstainHead(Estimator):
+    """A linear head on the normalised stream of the last layer: an abstain head of a frozen network.
+
+    The stream is divided by its root mean square, like a final norm without weights, and the head is a
+    logistic regression. Where the final norm has weights, they scale the head's.
+    """
+
+    group: Group = "prompt"
+    needs: tuple[Need, ...] = ("final",)
+    source: str = "Tilelli v9"
+
+    def fit(self, training: Training) -> Method:
+        assert training.table.final is not None
+        last = training.table.final[:, -1].astype(float)
+        normed = last / np.sqrt((last**2).mean(axis=1, keepdims=True) + 1e-6)
+        log_odds, info = _best_probe(normed, training.table.known, training.train, training.validate,
+                                     training.options)
+        return Method(log_odds[None], info)
 
 
 @dataclasses.dataclass(frozen=True)

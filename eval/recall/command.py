@@ -3,6 +3,7 @@
     tilelli recall --config FILE [--stage build|fit|evaluate|all] [key=value …]
     tilelli recall predict --model DIR --sidecar DIR QUESTION … [--questions FILE]
     tilelli recall app --model DIR --sidecar DIR [--study DIR] [--port N]
+    tilelli recall compare OUT … [--out DIR]
 
 Each stage first runs the stages that it depends on and reuses finished results, so the same command
 continues where it was interrupted. `all` ends with a report.
@@ -32,11 +33,13 @@ from tilelli_jax.training.run import RunDirectory
 
 from ..document import without_markup
 from ..inputs.rows import read_rows, text_of
-from ..inputs.study import quiet_logs, study_command
+from ..inputs.study import provenance_rows, quiet_logs, study_command
+from ..matching import is_match
 from ..tables import format_cell
-from . import report
+from . import matrix, report
 from .config import RecallConfig
-from .predictor import as_row, open_predictor
+from .predictor import KnowledgePredictor, as_row
+from .questions import ANSWER_COLUMNS, flat, of_rows
 from .study import RecallStudy
 from .table import QUESTIONS
 
@@ -111,21 +114,30 @@ def predict(argv: Sequence[str]) -> int:
                         help="JSON lines, JSON, CSV or parquet with a column `question`; prints JSON lines")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="write JSON lines to this file instead of printing")
+    parser.add_argument("--check", action="store_true",
+                        help="also generate the answers as the sidecar's study did, and grade them if the "
+                        "file has correct ones")
     parser.add_argument("question", nargs="*", help="a question")
     options = parser.parse_intermixed_args(argv)
-    questions = list(options.question)
-    check_text(questions, "question")
-    for question in questions:
+    check_text(options.question, "question")
+    for question in options.question:
         _check_no_path(question)
+    asked = [{"question": question} for question in options.question]
     if options.questions:
-        questions += [text_of(row, "question", f"{options.questions}, row {i}")
-                      for i, row in enumerate(read_rows(options.questions, 10**9), 1)]
-    if not questions:
+        asked += _rows_of(options.questions)
+    if not asked:
         raise InputError("expected a question, or --questions FILE")
-    predictor = open_predictor(options.model, options.sidecar, tokenizer=options.tokenizer,
+    questions = [row["question"] for row in asked]
+    predictor = KnowledgePredictor.open(options.model, options.sidecar, tokenizer=options.tokenizer,
                                any_network=options.any_network)
     predictions = predictor.predict(questions)
-    lines = "".join(json.dumps(as_row(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
+    rows = [({"id": row["id"]} if "id" in row else {}) | as_row(prediction)
+            for row, prediction in zip(asked, predictions, strict=True)]
+    if options.check:
+        for row, source, given in zip(rows, asked, predictor.answer(questions), strict=True):
+            golds, rule = source.get("answers"), predictor.rule.answers.match
+            row |= {"answer": given, "correct": is_match(given, golds, rule) if golds else None}
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if options.out is not None:
         try:
             write_atomically(options.out, lines.encode())
@@ -134,11 +146,23 @@ def predict(argv: Sequence[str]) -> int:
     elif options.questions:
         sys.stdout.write(lines)
     else:
-        print(table([["P(knows)", "verdict", "strongest write", "question"], *(
+        print(table([["P(knows)", "verdict", "strongest write", "question", *(["answer"] * options.check)], *(
             [f"{prediction.p:.3f}", prediction.verdict or "–",
-             f"layer {prediction.strongest_layer}: {prediction.strongest_write!r}", prediction.question]
-            for prediction in predictions)], right=(0,)))
+             f"layer {prediction.strongest_layer}: {prediction.strongest_write!r}", prediction.question,
+             *([row["answer"]] if options.check else [])]
+            for prediction, row in zip(predictions, rows, strict=True))], right=(0,)))
     return 0
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    """Returns `id`, `question` and, where the file has them, `answers` of each row of a file."""
+    rows = flat(read_rows(path, 10**9))
+    result = []
+    for i, row in enumerate(rows, 1):
+        question = text_of(row, "question", f"{path}, row {i}")
+        golds = of_rows([row], f"{path} (row {i})", path.stem)[0].answers if ANSWER_COLUMNS & set(row) else ()
+        result.append({"id": str(row.get("id", i)), "question": question, "answers": golds})
+    return result
 
 
 def _check_no_path(question: str) -> None:
@@ -149,6 +173,21 @@ def _check_no_path(question: str) -> None:
     if os.path.exists(question):
         raise InputError(f"question: expected text, found the file '{question}'; --questions FILE reads "
                          "questions from a file")
+
+
+@command
+def compare(argv: Sequence[str]) -> int:
+    """`tilelli recall compare`: one table and one figure of several studies."""
+    parser = ArgumentParser(prog=f"{PROG} compare", description=(
+        "AUROC of every estimator in several finished studies: of networks, tasks and questions."))
+    parser.add_argument("studies", nargs="+", type=Path, metavar="OUT", help="output directory of a study")
+    parser.add_argument("--out", type=Path, default=Path("runs", "recall-compare"), metavar="DIR",
+                        help="directory of the report [%(default)s]")
+    options = parser.parse_args(argv)
+    command_line = shlex.join([*PROG.split(), "compare", *argv])
+    rows = matrix.write(options.studies, options.out, provenance_rows(command_line, "none", ()))
+    print(f"{table(matrix.as_text(rows))}\n\nreport: {options.out / 'report.html'} (and report.md)")
+    return 0
 
 
 @command
@@ -174,7 +213,7 @@ def app(argv: Sequence[str]) -> int:
     # All other options are checked before the network, which can be large, is loaded.
     study = info.find_study(options.study, options.sidecar)
     with server.open_socket(options.host, options.port) as listener:
-        predictor = open_predictor(options.model, options.sidecar, tokenizer=options.tokenizer,
+        predictor = KnowledgePredictor.open(options.model, options.sidecar, tokenizer=options.tokenizer,
                                    any_network=options.any_network)
         return server.serve(predictor, listener, model=options.model, sidecar=options.sidecar, study=study,
                           max_new_tokens=options.max_new, allowed=options.allow_host)

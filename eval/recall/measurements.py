@@ -8,6 +8,7 @@ question share theirs by their number.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -166,6 +167,12 @@ def agreement(study: Asked, rows: Sequence[int], answers: Sequence[str], advance
             "agreement_cost": _cost(begun, list(tokens.values()))}
 
 
+def read(path: Path) -> Arrays:
+    """Returns the arrays of a stage's shards."""
+    shards = Shards(path)
+    return {name: shards.joined(name) for name in shards.names}
+
+
 def costs(*stages: Path | None) -> dict[str, dict[str, float]]:
     """Returns what each measurement costs: `forward` and `generated` tokens, mean; `seconds`, median."""
     result = {}
@@ -176,6 +183,18 @@ def costs(*stages: Path | None) -> dict[str, dict[str, float]]:
                 result[name.removesuffix("_cost")] = {
                     "forward": float(values[:, 0].mean()), "generated": float(values[:, 1].mean()),
                     "seconds": float(np.median(values[:, 2]))}
+    return result
+
+
+def sampled_texts(language: LanguageModel, answers: Arrays, n: int) -> list[str]:
+    """Returns the sampled answers of each of n questions, as a JSON list; empty for one without samples."""
+    result = ["[]"] * n
+    if "sample_item" in answers:
+        lengths = answers["sample_lengths"] - answers["sample_ended"]
+        every = texts(language, answers["sample_tokens"], lengths.reshape(-1))
+        for i, item in enumerate(answers["sample_item"].tolist()):
+            of_question = every[i * lengths.shape[1]:(i + 1) * lengths.shape[1]]
+            result[item] = json.dumps(of_question, ensure_ascii=False)
     return result
 
 

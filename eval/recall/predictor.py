@@ -1,7 +1,7 @@
 """P(knows) of questions, from one forward pass of each prompt; nothing is generated.
 
-    from tilelli_jax.eval.recall.predictor import open_predictor
-    predictor = open_predictor("runs/recall-demo/networks/…/model", "runs/recall-demo/sidecar")
+    from tilelli_jax.eval.recall.predictor import KnowledgePredictor
+    predictor = KnowledgePredictor.open("runs/recall-demo/networks/…/model", "runs/recall-demo/sidecar")
     for prediction in predictor.predict(["Where does Mira Holt live?"]):
         print(prediction.p, prediction.verdict, prediction.strongest_write)
 """
@@ -29,6 +29,7 @@ from tilelli_jax.signals.prompts import PromptOutputs, PromptReader
 from ..inputs import networks
 from ..thresholds import Verdict
 from . import verdicts
+from .answering import answer, answer_text
 from .config import PromptConfig
 from .prompting import Prompter
 from .verdicts import VerdictRule
@@ -64,6 +65,62 @@ class KnowledgePredictor:
     prompter: Prompter
     reader: PromptReader
 
+    @classmethod
+    def open(cls, model: str | Path, sidecar: str | Path, *, tokenizer: str | Path = "",
+             prompt: PromptConfig | None = None, compute: ComputeConfig | None = None,
+             mesh: Mesh | None = None, batch_size: int = 16, max_bytes: int = 2**31,
+             any_network: bool = False) -> KnowledgePredictor:
+        """Opens a network and the sidecar that was trained on it.
+
+        Args:
+            model: directory of the network, in Tilelli's or Hugging Face's format.
+            sidecar: OUT/sidecar of a study, or a converted lrd.pt.
+            prompt, compute: replace the prompt and the data type of the sidecar's study.
+            any_network: accept a sidecar that was trained on another network.
+
+        Raises:
+            InputError: one of them cannot be read, or the sidecar was trained on another network.
+        """
+        networks.check_source(model, "--model")
+        networks.check_tokenizer(tokenizer, "--tokenizer")
+        if not Path(sidecar).exists():
+            raise InputError(f"--sidecar: {sidecar}: expected a sidecar, found nothing; a finished `tilelli "
+                             "recall` study writes OUT/sidecar")
+        loaded = store.load(sidecar)
+        if not isinstance(loaded, Sidecar):
+            raise InputError(f"{sidecar}: expected a sidecar, found family {loaded.config.family}")
+        check_features(loaded, sidecar)
+        rule = verdicts.read(Path(sidecar))
+        language = load_with_tokenizer(model, tokenizer, compute or ComputeConfig(dtype=rule.dtype), mesh)
+        has_rule = (Path(sidecar) / verdicts.FILE).is_file()
+        if not has_rule and language.chat_template is None and prompt is None:
+            raise InputError(f"{sidecar}: without {verdicts.FILE} prompts use a chat template: expected a "
+                             f"chat_template in the tokenizer of {model}, found none")
+        if rule.network and not any_network:
+            layers = language.model.config.n_layers
+            if layers != rule.network["n_layers"]:
+                raise InputError(f"{sidecar}: trained on another network: expected "
+                                 f"{rule.network['n_layers']} layers in {model}, found {layers}; "
+                                 "--any-network accepts it")
+            if rule.network["fingerprint"] != network_fingerprint(Path(model), str(tokenizer)):
+                raise InputError(f"{sidecar}: trained on '{rule.network['name']}': expected its weights in "
+                                 f"{model}, found others; --any-network accepts them")
+        reader = PromptReader(language.model, batch_size=batch_size, max_bytes=max_bytes,
+                              rounded=rule.rounded, mesh=mesh)
+        prompter = Prompter(language, prompt or rule.prompt, () if prompt else rule.examples)
+        return cls(language, loaded, rule, prompter, reader)
+
+    def answer(self, questions: Sequence[str]) -> list[str]:
+        """Returns the network's greedy answers, generated as in the sidecar's study.
+
+        Raises:
+            InputError: a question is empty or too long.
+        """
+        prompts = [self.prompter(question, f"question {i}") for i, question in enumerate(questions, 1)]
+        generated = answer(self.language, prompts, self.rule.answers, prompt=self.prompter.config)
+        return [answer_text(self.language.tokenizer.decode(answers.greedy.ids.tolist()))
+                for answers in generated]
+
     def predict(self, questions: Sequence[str]) -> list[Prediction]:
         """Returns one prediction for each question.
 
@@ -91,49 +148,6 @@ class KnowledgePredictor:
                            int(output.crystallisation.strongest_layer),
                            decode([int(output.crystallisation.strongest_token)]), output)
                 for question, p, score, output in zip(questions, probabilities, scores, outputs, strict=True)]
-
-
-def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path = "",
-                   prompt: PromptConfig | None = None, compute: ComputeConfig | None = None,
-                   mesh: Mesh | None = None, batch_size: int = 16, max_bytes: int = 2**31,
-                   any_network: bool = False) -> KnowledgePredictor:
-    """Opens a network and the sidecar that was trained on it.
-
-    Args:
-        model: directory of the network, in Tilelli's or Hugging Face's format.
-        sidecar: OUT/sidecar of a study, or a converted lrd.pt.
-        prompt, compute: replace the prompt and the data type of the sidecar's study.
-        any_network: accept a sidecar that was trained on another network.
-
-    Raises:
-        InputError: one of them cannot be read, or the sidecar was trained on another network.
-    """
-    networks.check_source(model, "--model")
-    networks.check_tokenizer(tokenizer, "--tokenizer")
-    if not Path(sidecar).exists():
-        raise InputError(f"--sidecar: {sidecar}: expected a sidecar, found nothing; a finished `tilelli "
-                         "recall` study writes OUT/sidecar")
-    loaded = store.load(sidecar)
-    if not isinstance(loaded, Sidecar):
-        raise InputError(f"{sidecar}: expected a sidecar, found family {loaded.config.family}")
-    check_features(loaded, sidecar)
-    rule = verdicts.read(Path(sidecar))
-    language = load_with_tokenizer(model, tokenizer, compute or ComputeConfig(dtype=rule.dtype), mesh)
-    if not (Path(sidecar) / verdicts.FILE).is_file() and language.chat_template is None and prompt is None:
-        raise InputError(f"{sidecar}: without {verdicts.FILE} prompts use a chat template: expected a "
-                         f"chat_template in the tokenizer of {model}, found none")
-    if rule.network and not any_network:
-        layers = language.model.config.n_layers
-        if layers != rule.network["n_layers"]:
-            raise InputError(f"{sidecar}: trained on another network: expected {rule.network['n_layers']} "
-                             f"layers in {model}, found {layers}; --any-network accepts it")
-        if rule.network["fingerprint"] != network_fingerprint(Path(model), str(tokenizer)):
-            raise InputError(f"{sidecar}: trained on '{rule.network['name']}': expected its weights in "
-                             f"{model}, found others; --any-network accepts them")
-    reader = PromptReader(language.model, batch_size=batch_size, max_bytes=max_bytes, rounded=rule.rounded,
-                          mesh=mesh)
-    prompter = Prompter(language, prompt or rule.prompt, () if prompt else rule.examples)
-    return KnowledgePredictor(language, loaded, rule, prompter, reader)
 
 
 def as_row(prediction: Prediction) -> dict[str, object]:

@@ -31,6 +31,9 @@ COLUMNS = ("question, answers (a list, or texts separated by |), and optionally 
            "popularity, category, paraphrases, answerable")
 
 
+ANSWER_COLUMNS = {"answers", "answer", "possible_answers"}
+
+
 class Question(NamedTuple):
     """One question.
 
@@ -129,14 +132,18 @@ def of_rows(rows: Sequence[Row], source: str, dataset: str) -> list[Question]:
     Raises:
         InputError: a row, which the message names, has another format.
     """
-    if len(rows) == 1 and isinstance(rows[0].get("example"), list):  # SelfAware's file
+    return [_question(row, f"{source}, row {i}", dataset, str(i)) for i, row in enumerate(flat(rows), 1)]
+
+
+def flat(rows: Sequence[Row]) -> list[Row]:
+    """Returns a row for each question: SelfAware's file is one list, SimpleQA's has other columns."""
+    if len(rows) == 1 and isinstance(rows[0].get("example"), list):
         rows = rows[0]["example"]
-    return [_question(row, f"{source}, row {i}", dataset, str(i)) for i, row in enumerate(rows, 1)]
+    return [{**row, "question": row["problem"]} if "problem" in row and "question" not in row else row
+            for row in rows]
 
 
 def _question(row: Row, where: str, dataset: str, number: str) -> Question:
-    if "problem" in row and "answer" in row and "question" not in row:  # SimpleQA
-        row = {**row, "question": row["problem"]}
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: question: expected text, found {describe_cell(row, 'question')}; "

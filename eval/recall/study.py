@@ -310,18 +310,13 @@ class RecallStudy(Study[RecallConfig]):
         return measurements.texts(self.language, answers.joined("tokens"), answers.joined("lengths"))
 
     def _label(self, path: Path) -> None:
-        answers, signals, tokenizer = Shards(self.answers), Shards(self.signals), self.language.tokenizer
+        signals, tokenizer = Shards(self.signals), self.language.tokenizer
         columns = labelling.label(self.questions, self._answer_texts(), self.config.answers.match,
                                   self.config.split, self.config.questions.task)
-        samples: list[list[str]] = [[] for _ in self.questions]
-        if "sample_item" in answers.names:
-            lengths = answers.joined("sample_lengths") - answers.joined("sample_ended")
-            texts = measurements.texts(self.language, answers.joined("sample_tokens"), lengths.reshape(-1))
-            for i, item in enumerate(answers.joined("sample_item").tolist()):
-                samples[item] = texts[i * lengths.shape[1]:(i + 1) * lengths.shape[1]]
         write_columns(path / QUESTIONS, {
             **columns, "tokens": signals.joined("tokens"),
-            "samples": [json.dumps(texts, ensure_ascii=False) for texts in samples],
+            "samples": measurements.sampled_texts(self.language, measurements.read(self.answers),
+                                                  len(self.questions)),
             "strongest_write_layer": signals.joined("strongest_layer"),
             "strongest_write": [tokenizer.decode([token])
                                 for token in signals.joined("strongest_token").tolist()]})
@@ -364,7 +359,7 @@ class RecallStudy(Study[RecallConfig]):
             config_lib.to_dict(config.verdict),
             {"name": self.studied.name, "fingerprint": self.studied.fingerprint,
              "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.lens_bfloat16,
-            config.compute.dtype, tuple(self.examples)))
+            config.compute.dtype, tuple(self.examples), config.answers))
 
     def _evaluate(self, path: Path) -> None:
         run, config = read_result(self.fitted)["selected_run"], self.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,49 @@ from ..estimators import asked
 from ..estimators.likelihood import TokenStatistics
 from ..estimators.samples import Equal, classes, equal_answers
 from ..estimators.table import SPLITS, QuestionTable, Samples
-from ..inputs.shards import Shards
 from ..tables import read_columns
+from . import measurements
 
 QUESTIONS = "questions.parquet"
 MIN_PER_SCOPE = 30  # known, and as many unknown, questions of a data set that methods are fitted to alone
 
 
+Arrays = Mapping[str, np.ndarray]
+
+
 def read(signals: Path, questions: Path, answers: Path, judgements: Path | None = None,
          agreement: Path | None = None, equal: Equal = equal_answers) -> QuestionTable:
-    """Reads the table from the directories of the stages of these names.
+    """Reads the table from the directories of the stages of these names; see `build`."""
+    return build(read_columns(questions / QUESTIONS), *(
+        {} if path is None else measurements.read(path)
+        for path in (signals, answers, judgements, agreement)), equal=equal)
+
+
+def build(columns: Mapping[str, Any], signals: Arrays, answers: Arrays, judgements: Arrays, agreement: Arrays,
+          *, equal: Equal = equal_answers) -> QuestionTable:
+    """Returns the table.
 
     Args:
+        columns: the questions with their labels (`labelling.label`), and `samples`, a JSON list of each
+            question's sampled answers.
+        signals, answers, judgements, agreement: the arrays of `measurements`; empty if not measured.
         equal: whether two sampled answers have equal meaning.
     """
-    shards, given, columns = Shards(signals), Shards(answers), read_columns(questions / QUESTIONS)
-    judged = None if judgements is None else Shards(judgements)
-
     def text(name: str) -> np.ndarray:
-        return columns[name].astype(str)
+        return np.asarray(columns[name]).astype(str)
 
-    def of(source: Shards | None, name: str) -> Any:
-        return source.joined(name) if source is not None and name in source.names else None
-    logits = of(judged, "p_true_logits")
+    logits = judgements.get("p_true_logits")
     return QuestionTable(
-        shards.joined("by_layer"), shards.joined("prompt_features"), shards.joined("entropies"),
-        columns["known"].astype(np.int64), columns["refused"].astype(bool), text("split"), columns["group"],
-        text("question"), text("answer"), text("dataset"), columns["popularity"].astype(float),
-        text("category"), [json.loads(golds) for golds in columns["answers"]],
-        final=of(shards, "final"), robustness=of(shards, "robustness"), greedy=_greedy(given),
-        answer_final=of(given, "answer_final"),
+        signals["by_layer"], signals["prompt_features"], signals["entropies"],
+        np.asarray(columns["known"], np.int64), np.asarray(columns["refused"], bool), text("split"),
+        np.asarray(columns["group"]), text("question"), text("answer"), text("dataset"),
+        np.asarray(columns["popularity"], float), text("category"),
+        [json.loads(golds) for golds in columns["answers"]],
+        final=signals.get("final"), robustness=signals.get("robustness"),
+        greedy=_greedy(answers) if answers else None, answer_final=answers.get("answer_final"),
         p_true=None if logits is None else np.array([asked.p_true(*pair) for pair in logits.tolist()]),
-        verbalised=None if judged is None or "verbalised" not in judged.names else
-        judged.joined("verbalised"),
-        agreement=None if agreement is None else Shards(agreement).joined("agreement"),
-        samples=_samples(given, columns["samples"].tolist(), equal) if "sample_item" in given.names else None)
+        verbalised=judgements.get("verbalised"), agreement=agreement.get("agreement"),
+        samples=_samples(answers, list(columns["samples"]), equal) if "sample_item" in answers else None)
 
 
 def check_dataset(table: QuestionTable, dataset: str) -> None:
@@ -67,18 +76,18 @@ def check_dataset(table: QuestionTable, dataset: str) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _greedy(answers: Shards) -> list[TokenStatistics]:
-    columns = [_split(answers.joined(name), answers.joined("statistics"))
+def _greedy(answers: Arrays) -> list[TokenStatistics]:
+    columns = [_split(answers[name], answers["statistics"])
                for name in ("log_probs", "entropies", "divergences")]
     return [TokenStatistics(*values) for values in zip(*columns, strict=True)]
 
 
-def _samples(answers: Shards, texts: list[str], equal: Equal) -> Samples:
+def _samples(answers: Arrays, texts: list[str], equal: Equal) -> Samples:
     """The samples; `texts` are those of each question as a JSON list."""
-    rows = answers.joined("sample_item")
+    rows = answers["sample_item"]
     drawn = [json.loads(texts[row]) for row in rows]
-    return Samples(rows, drawn, answers.joined("sample_log_probs").astype(float),
-                   answers.joined("sample_lengths"), answers.joined("sample_streams"),
+    return Samples(rows, drawn, answers["sample_log_probs"].astype(float), answers["sample_lengths"],
+                   answers["sample_streams"],
                    np.stack([classes(of_question, equal) for of_question in drawn]))
 
 

@@ -19,7 +19,7 @@ from ..calibration import Calibrator, Temperature, calibrator_from_dict
 from ..checks import Floats
 from ..tables import json_with_nulls
 from ..thresholds import Thresholds, Verdict, guaranteed_thresholds, precision_thresholds, verdict
-from .config import PromptConfig, VerdictConfig
+from .config import AnswersConfig, PromptConfig, VerdictConfig
 
 FILE = "verdict.json"
 
@@ -38,6 +38,7 @@ class VerdictRule:
         network: the network that the sidecar was trained on: `name`, `contents` (a fingerprint), `n_layers`.
         prompt, rounded, dtype: the prompt, the rounding of the logit lens and the data type used with it.
         examples: questions with answers in every prompt.
+        answers: how the network's answers were generated and graded.
     """
 
     calibrator: Calibrator = Temperature(1.0)
@@ -49,6 +50,7 @@ class VerdictRule:
     rounded: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     examples: tuple[tuple[str, str], ...] = ()
+    answers: AnswersConfig = AnswersConfig()
 
     def probabilities(self, scores: Floats) -> Floats:
         """Maps log odds to P(knows)."""
@@ -72,7 +74,8 @@ class VerdictRule:
                 "unknown_below": self.unknown_below,
                 "aim": dict(self.aim), "network": dict(self.network),
                 "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded,
-                "dtype": self.dtype, "examples": [list(pair) for pair in self.examples]}
+                "dtype": self.dtype, "examples": [list(pair) for pair in self.examples],
+                "answers": config_lib.to_dict(self.answers)}
 
 
 def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: VerdictConfig) -> Thresholds:
@@ -121,7 +124,8 @@ def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
     return VerdictRule(calibrator_from_dict(tree["calibrator"]), tree["knows_from"], tree["unknown_below"],
                        aim, network,
                        config_lib.from_dict(PromptConfig, tree["prompt"], source), bool(tree["rounded"]),
-                       ComputeConfig(dtype=tree["dtype"]).dtype, _examples(tree["examples"]))
+                       ComputeConfig(dtype=tree["dtype"]).dtype, _examples(tree["examples"]),
+                       config_lib.from_dict(AnswersConfig, tree["answers"], source))
 
 
 def _examples(pairs: Any) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from tilelli_jax.convert.command import main
 
@@ -22,6 +23,7 @@ from tilelli_jax.loading import store
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.nn.hooks import Tap
 
 VANILLA = VanillaConfig(d_model=24, n_layers=2, max_seq_len=48, n_heads=3, dense_expand=2)
 ROUTED = RoutedConfig(d_model=16, n_layers=2, max_seq_len=48, n_heads=2, d_head=6, top_k=4,
@@ -74,6 +76,35 @@ def test_logits_and_greedy_text(written: Any) -> None:
     assert distance(np.asarray(ours(ids, mask))[mask], padded[mask]) < 1e-5
     expected = generate_ids(model, [ids[0]], max_new=12, temperature=0, end_ids=(0,))[0].ids
     assert continued[0, 17:17 + len(expected)].tolist() == expected.tolist()
+
+
+@needs_transformers
+@pytest.mark.parametrize("written", ["routed: two banks, sums, second norm"], indirect=True)
+def test_arguments_of_transformers(written: Any) -> None:
+    """Hidden states, kept logits, tuples and losses are as in transformers' own networks."""
+    import torch
+    import transformers
+    model, path = written
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True).eval()
+    ids = np.random.default_rng(1).integers(1, 256, (2, 11))
+    given = torch.from_numpy(ids)
+    with torch.no_grad():
+        full = theirs(given, output_hidden_states=True, labels=given)
+        assert theirs(given).hidden_states is None and len(full.hidden_states) == ROUTED.n_layers + 1
+        logits, recorded = model.tapped(ids, Tap(record=("embed", "resid_post", "hidden")))
+        for state, expected in zip(full.hidden_states, (
+                recorded["embed"], *recorded["resid_post"][:-1], recorded["hidden"]), strict=True):
+            assert distance(np.asarray(expected), state.numpy()) < 1e-5
+        assert distance(full.logits[:, -3:].numpy(), theirs(given, logits_to_keep=3).logits.numpy()) < 1e-5
+        assert distance(full.logits.numpy(), theirs(given, return_dict=False)[0].numpy()) < 1e-5
+        nll = float(optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:]).sum())
+        assert float(full.loss) == pytest.approx(nll / 20, rel=1e-5)
+        summed = theirs(given, labels=given, num_items_in_batch=7).loss
+        assert float(summed) == pytest.approx(nll / 7, rel=1e-5)
+        for name, value in (("inputs_embeds", torch.zeros(2, 3, 16)), ("past_key_values", ()),
+                            ("output_attentions", True), ("position_ids", given)):
+            with pytest.raises(ValueError, match=f"^{name}: "):
+                theirs(given, **{name: value})
 
 
 @needs_transformers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tilelli_jax.eval.calibration import Platt
 from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.eval.recall.small import (
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     store.save(store.from_arrays(VANILLA, arrays), path / "model")
     sidecar = sidecar_of_chance(path / "sidecar")
     verdicts.write(sidecar, VerdictRule(prompt=PROMPT))
-    predictor = open_predictor(path / "model", sidecar)
+    predictor = KnowledgePredictor.open(path / "model", sidecar)
     p = np.sort([predictor.predict([question])[0].p for question in ASKED])
     assert (np.diff(p) > 1e-4).all(), "the questions have different P(knows)"
     # Calibrated to spread over (0, 1), the first below unknown_below and the last from knows_from on.
@@ -48,11 +48,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def predictor(place: Place) -> KnowledgePredictor:
-    return open_predictor(place.model, place.sidecar)
+    return KnowledgePredictor.open(place.model, place.sidecar)
 
 
 @pytest.fixture(scope="session")
 def predictions(place: Place) -> list[Prediction]:
     """One prediction for each of ASKED, predicted one by one."""
-    predictor = open_predictor(place.model, place.sidecar)
+    predictor = KnowledgePredictor.open(place.model, place.sidecar)
     return [predictor.predict([question])[0] for question in ASKED]

@@ -23,7 +23,7 @@ from tilelli_jax.eval.recall import evaluate, report, verdicts
 from tilelli_jax.eval.recall.answering import answer_ends
 from tilelli_jax.eval.recall.app import info, thought_seeding
 from tilelli_jax.eval.recall.config import AnswersConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.thresholds import Thresholds
 
@@ -269,7 +269,7 @@ def test_a_sidecar_without_thresholds(place: Place, tmp_path: Path) -> None:
     """As a converted one."""
     bare = sidecar_of_chance(tmp_path / "sidecar")
     verdicts.write(bare, VerdictRule(prompt=PROMPT))
-    predictor = open_predictor(place.model, bare)
+    predictor = KnowledgePredictor.open(place.model, bare)
     text, gauge, *_ = handlers.probed(RequestQueue(predictor), ASKED[0])
     assert "no thresholds" in text and gauge.data[0].gauge.steps == ()
     facts = {row["property"]: row["value"] for row in info.facts(predictor, "the model", "the sidecar")}
@@ -344,7 +344,7 @@ def test_each_method_of_the_figures_has_its_own_colour(tmp_path: Path,
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> KnowledgePredictor:
-    return open_predictor(GEMMA, sidecar_of_chance(tmp_path_factory.mktemp("thinker") / "sidecar"))
+    return KnowledgePredictor.open(GEMMA, sidecar_of_chance(tmp_path_factory.mktemp("thinker") / "sidecar"))
 
 
 @needs(GEMMA)

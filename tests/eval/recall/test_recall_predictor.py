@@ -12,7 +12,7 @@ from tilelli_jax.convert.command import main as convert
 from tilelli_jax.eval.calibration import Platt
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.config import PromptConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, open_predictor
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.error_lines import assert_one_line
@@ -44,7 +44,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(published: Path) -> KnowledgePredictor:
-    return open_predictor(GEMMA, published)
+    return KnowledgePredictor.open(GEMMA, published)
 
 
 def reference_probability(by_layer: np.ndarray, prompt_features: np.ndarray) -> float:
@@ -97,8 +97,8 @@ def test_batched_equals_single(predictor: KnowledgePredictor) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.eight_devices
 def test_eight_devices_equal_one(published: Path) -> None:
-    predictor = open_predictor(GEMMA, published, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
-    alone = open_predictor(GEMMA, published)
+    predictor = KnowledgePredictor.open(GEMMA, published, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
+    alone = KnowledgePredictor.open(GEMMA, published)
     assert len(jax.devices()) == 8
     np.testing.assert_allclose([prediction.p for prediction in predictor.predict(QUESTIONS)],
                                [prediction.p for prediction in alone.predict(QUESTIONS)], atol=1e-5)
@@ -113,10 +113,10 @@ def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
     assert verdicts.read(tmp_path / "s") == rule
     network = tmp_path / "network"
     store.save(random_network(VANILLA, 0)[0], network)
-    predictor = open_predictor(network, tmp_path / "s")
+    predictor = KnowledgePredictor.open(network, tmp_path / "s")
     assert predictor.prompter.text("Who?") == "Who? Short."
     prediction = predictor.predict(QUESTIONS)[0]
-    plain = open_predictor(network, published, prompt=rule.prompt).predict(QUESTIONS)[0]
+    plain = KnowledgePredictor.open(network, published, prompt=rule.prompt).predict(QUESTIONS)[0]
     logit = np.log(plain.p / (1 - plain.p))
     assert prediction.p == pytest.approx(float(expit(2 * logit - 0.5)), abs=1e-6)
     assert prediction.verdict == ("likely knows" if plain.p >= 0.7 else
@@ -133,8 +133,9 @@ def test_invalid_input(predictor: KnowledgePredictor, tmp_path: Path) -> None:
     wrong = VerdictRule(network={"name": "other", "fingerprint": "x", "n_layers": 42})
     store.save(store.build(SidecarConfig(features=BY_LAYER, prompt_features=PROMPT_FEATURES)), tmp_path / "s")
     verdicts.write(tmp_path / "s", wrong)
-    rejected(lambda: open_predictor(GEMMA, tmp_path / "s"), "trained on another network: expected 42 layers",
+    rejected(lambda: KnowledgePredictor.open(GEMMA, tmp_path / "s"),
+             "trained on another network: expected 42 layers",
             "found 12; --any-network")
-    assert open_predictor(GEMMA, tmp_path / "s", any_network=True).rule == wrong
+    assert KnowledgePredictor.open(GEMMA, tmp_path / "s", any_network=True).rule == wrong
     rejected(lambda: predictor.predict(["Why?", " "]), "question 2: expected text, found an empty question")
     rejected(lambda: predictor.predict([" "]), "the question: expected text, found an empty question")

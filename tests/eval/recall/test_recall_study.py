@@ -13,26 +13,34 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
-
-from tests.error_lines import assert_one_line
-from tests.eval.running import stage, write
-from tests.reference_impl.random_weights import random_network
-from tilelli_jax import config as config_lib
-from tilelli_jax.estimators.sae import SAEConfig
-from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.calibration import calibrator_from_dict
 from tilelli_jax.eval.estimators import panel
 from tilelli_jax.eval.inputs.shards import Shards
 from tilelli_jax.eval.recall import questions
 from tilelli_jax.eval.recall import study as study_module
 from tilelli_jax.eval.recall.answering import greedy_ids
-from tilelli_jax.eval.recall.command import main, predict
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, RecallConfig
-from tilelli_jax.eval.recall.predictor import open_predictor
+from tilelli_jax.eval.recall.command import compare, main, predict
+from tilelli_jax.eval.recall.config import (
+    AnswersConfig,
+    PromptConfig,
+    QuestionsConfig,
+    RecallConfig,
+    SamplesConfig,
+)
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor
 from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.recall.score import score
 from tilelli_jax.eval.recall.scores import read
 from tilelli_jax.eval.recall.study import RecallStudy
 from tilelli_jax.eval.tables import read_columns
+
+from tests.error_lines import assert_one_line
+from tests.eval.running import stage, write
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.models.arrays import to_arrays
@@ -245,7 +253,7 @@ def test_the_exported_sidecar_predicts_the_same(place: Path, done: Path) -> None
     fitted = json.loads((stage(done, "fit") / "result.json").read_text())
     expected = read(stage(done, "fit"))[None]["sidecar"].probabilities[fitted["selected_run"]]
     columns = read_columns(stage(done, "questions") / "questions.parquet")
-    predictor = open_predictor(place / "network", done / "sidecar")
+    predictor = KnowledgePredictor.open(place / "network", done / "sidecar")
     predictions = predictor.predict(columns["question"][:2].tolist())
     np.testing.assert_allclose([prediction.p for prediction in predictions], expected[:2], atol=1e-4)
     assert [prediction.strongest_layer for prediction in predictions] == (
@@ -269,7 +277,70 @@ def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.Cap
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == ["w1 w2", "w3"]
     assert f"{rows[0]['p']:.3f}" in shown and set(rows[0]) == {
-        "question", "p", "verdict", "strongest_write_layer", "strongest_write"}
+        "id", "question", "p", "verdict", "strongest_write_layer", "strongest_write"}
+    assert [row["id"] for row in rows] == ["1", "2"]
+
+
+def test_predictions_are_checked_as_in_the_study(place: Path, done: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """The answers, and whether they are correct, are those of the study."""
+    columns = read_columns(stage(done, "questions") / "questions.parquet")
+    asked = {row["question"]: row for row in map(json.loads, (
+        place / "questions.jsonl").read_text().splitlines())}
+    texts = columns["question"][:40].tolist()
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(json.dumps({**asked[text], "id": f"q{i}"} if i else {"question": text}) + "\n"
+                            for i, text in enumerate(texts)))
+    base = ["--model", str(place / "network"), "--sidecar", str(done / "sidecar"), "--check"]
+    assert predict([*base, "--questions", str(file)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["answer"] for row in rows] == columns["answer"][:40].tolist()
+    assert [row["correct"] for row in rows] == [None, *(columns["correct"][1:40] == 1).tolist()]
+    assert [row["id"] for row in rows] == ["1", *(f"q{i}" for i in range(1, 40))]
+    assert 0 < sum(map(bool, (row["correct"] for row in rows))) < 39
+    assert predict([*base, texts[0]]) == 0
+    assert rows[0]["answer"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [
+    "first_token_entropy", "sequence_prob", "p_true", "semantic_entropy", "robustness", "cocoa"])
+def test_the_score_of_one_estimator(name: str, place: Path, done: Path) -> None:
+    """Without a study, the same number as in the study for the first questions, which are sampled alike."""
+    columns = read_columns(stage(done, "questions") / "questions.parquet")
+    expected = read(stage(done, "fit"))[None][name].scores[0, :6]
+    found = score(name, place / "network", columns["question"][:6].tolist(), prompt=PromptConfig(**PROMPT),
+                  answers=AnswersConfig(max_new=3), samples=SamplesConfig(n=3))
+    if name == "robustness":  # one noisy pass in the study, four by default: another estimate
+        assert found.shape == (6,) and (found < 0).all()
+    else:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_scores_that_are_learned_need_a_study(place: Path) -> None:
+    for name in ("layer_probe", "agreement", "words", "nothing"):
+        with pytest.raises(InputError, match=f"estimator: expected one that learns nothing.*found '{name}'"):
+            score(name, place / "network", ["w1"])
+    assert score("first_token_prob", place / "network", []).shape == (0,)
+
+
+def test_comparing_studies(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = json.loads((done / "results.json").read_text())
+    assert compare([str(done), "--out", str(tmp_path / "all")]) == 0
+    shown = capsys.readouterr().out
+    assert "network, correctness, all" in shown and "network, correctness, b" in shown
+    tree = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert tree["columns"] == [f"network, correctness, {name}" for name in ("all", "a", "b")]
+    by_name = {row["method"]: row for row in tree["rows"]}
+    assert set(by_name) == set(results["methods"])
+    assert by_name["p_true"][tree["columns"][0]] == results["methods"]["p_true"]["auroc"]
+    assert (tmp_path / "all" / "figures" / "matrix.png").stat().st_size > 5000
+    assert compare([str(done), str(done), "--out", str(tmp_path / "twice")]) == 2
+    assert_one_line(capsys.readouterr().err, "expected studies of different networks, tasks or questions",
+                    "network, correctness, all twice")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text('{"a": 1}')
+    assert compare([str(tmp_path / "other")]) == 2
+    assert_one_line(capsys.readouterr().err, "other: expected the results of a recall study")
 
 
 def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
