@@ -13,15 +13,19 @@ from bench import (
     extraction,
     ladder,
     measure,
+    panel,
     pretrained,
     recall,
     resampling,
     sae,
     train_step,
 )
-from tests.extras import needs_torch
+from tests.extras import needs_torch, needs_transformers
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax.loading import store
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
 # PyTorch issues this warning when it is imported.
@@ -72,6 +76,24 @@ def test_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         decode.compare(["Lite"], 1, print_line)
     head, _, row = lines_of(tmp_path / "table.txt")[-3:]
     assert head.startswith("network") and row.startswith("Lite")
+
+
+@needs_transformers
+@pytest.mark.exhaustive
+def test_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides agree, and the table has every part."""
+    for name, value in (("QUESTIONS", 4), ("TIME", 24), ("NEW", 3), ("SAMPLES", 2), ("BATCH", 2),
+                        ("JUDGED", 30)):
+        monkeypatch.setattr(panel, name, value)
+    config = LlamaConfig(vocab_size=97, d_model=16, layers=("full",) * 3, n_heads=2, n_kv_heads=1, d_head=8,
+                         d_hidden=24, max_seq_len=64)
+    model = random_network(config, 0)[0]
+    store.save(model, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        panel.compare(tmp_path / "ours", tmp_path / "theirs", 1, print_line, lambda side, part: 1.0)
+    assert [line.split()[0] for line in lines_of(tmp_path / "table.txt")[2:]] == [
+        "prompt", "answer", "judgement", "samples"]
 
 
 def test_compile_time(tmp_path: Path) -> None:

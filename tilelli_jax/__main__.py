@@ -42,6 +42,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         "recall": Command("eval.recall.command:main",
                           "predict from activations whether answers will be correct"),
         "recall predict": Command("eval.recall.command:predict", "predict P(knows) for your own questions"),
+        "recall evaluate": Command("eval.recall.command:evaluate_shipped",
+                                   "make the report of a shipped study again"),
         "recall compare": Command("eval.recall.command:compare", "compare estimators over finished studies"),
         "recall app": Command("eval.recall.command:app", "predict P(knows) in a browser page"),
         "difficulty": Command("eval.difficulty.command:main",

@@ -21,17 +21,32 @@ Need = Literal["final", "robustness", "greedy", "answer_final", "p_true", "verba
                "samples"]
 Group = Literal["prompt", "answer", "judgement", "samples", "control"]
 GROUPS: dict[Group, str] = {
-    "prompt": "the prompt's pass, before anything is written", "answer": "the greedy answer",
+    "prompt": "the prompt, before anything is written", "answer": "greedy answers",
     "judgement": "the greedy answer and one more prompt", "samples": "sampled answers",
-    "control": "no network"}
+    "control": "no activations"}
 Rows = NDArray[np.intp]
 
 
+class LinearProbe(NamedTuple):
+    """score = activations of a layer at the prompt's last position · `weight [d_model]` + `bias`."""
+
+    layer: int
+    weight: Floats
+    bias: float
+
+
 class Method(NamedTuple):
-    """`scores` f64 `[runs, questions]`, NaN for a question without a score; `info`: what was selected."""
+    """The result of fitting.
+
+    Attributes:
+        scores: f64 `[runs, questions]`, NaN for a question without a score.
+        info: what was selected.
+        probe: the estimator itself, if it is linear in the residual stream of one layer.
+    """
 
     scores: Floats
     info: dict[str, Any]
+    probe: LinearProbe | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import checks
@@ -82,23 +81,3 @@ def cocoa(certainty: float, similarities: ArrayLike) -> float:
     if not checks.number(certainty, "certainty") <= 0:
         raise ValueError(f"certainty: expected a number of at most 0, found {certainty:g}")
     return float(certainty * (1 - similarities).mean())
-
-
-def first_token(logits: ArrayLike) -> tuple[float, float, float]:
-    """Scores of the next-token distribution after a prompt (Hendrycks & Gimpel 2017, arXiv:1610.02136).
-
-    Args:
-        logits: `[vocab]`, at least two.
-
-    Returns:
-        The largest probability, minus the entropy in nats, and the largest minus the second largest
-        probability.
-    """
-    values = checks.finite(logits, name="logits")
-    if len(values) < 2:
-        raise ValueError(f"logits: expected at least two, found {len(values)}")
-    log_probs = values - values.max()
-    log_probs -= np.log(np.exp(log_probs).sum())
-    probs = np.exp(log_probs)
-    second, first = np.sort(probs)[-2:]
-    return float(first), float(probs @ log_probs), float(first - second)

@@ -98,14 +98,14 @@ MEANINGS: dict[str, str] = {
     "num_classes": "minus the number of classes",
     "consistency": "fraction of the samples that mean the same as the greedy answer",
     "lexical_similarity": "ROUGE-L between the samples, mean",
-    "eigenscore": "minus the log determinant of the covariance of the samples' activations",
+    "eigenscore": "minus the mean log eigenvalue of the covariance of the samples' activations",
     "cocoa": "log-probability of the greedy answer times its mean distance from the samples",
     "cocoa_normalised": "the same with the log-probability per token",
     "cocoa_entropy": "the same with the entropy per token",
     "words": "regression on the question's words", "length": "regression on the question's length",
     "dataset": "accuracy in the data set", "popularity": "regression on the popularity of the subject",
     "category": "accuracy in the category of questions",
-    "answer_frequency": "how often the network's answer is correct in the category"}
+    "answer_frequency": "for how many other questions of the category the network's answer would be correct"}
 # Always part of a study: the sidecar, with which all others are compared, and the controls.
 ALWAYS = (SIDECAR, *CONTROLS)
 _EXTRA_PASSES = ("robustness", "semantic_entropy_probe")

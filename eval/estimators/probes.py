@@ -21,7 +21,7 @@ from ..familiarity import Familiarity
 from ..metrics import auroc
 from . import samples
 from .config import FitConfig
-from .interface import Estimator, Group, Method, Need, Rows, Training
+from .interface import Estimator, Group, LinearProbe, Method, Need, Rows, Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class FeatureProbe(Estimator):
 
     def fit(self, training: Training) -> Method:
         features = getattr(training.table, self.attribute)
-        log_odds, info = _best_probe(features.reshape(len(features), -1), training.table.known,
-                                     training.train, training.validate, training.options)
+        log_odds, info, _ = _best_probe(features.reshape(len(features), -1), training.table.known,
+                                        training.train, training.validate, training.options)
         return Method(log_odds[None], info)
 
 
@@ -56,7 +56,9 @@ class LayerProbe(Estimator):
 
     def fit(self, training: Training) -> Method:
         values: Any = getattr(training.table, self.activations)
-        return _layer_probe(values, training.table.known, training.train, training.validate, training.options)
+        method = _layer_probe(values, training.table.known, training.train, training.validate,
+                              training.options)
+        return method if self.activations == "final" else method._replace(probe=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +77,8 @@ class AbstainHead(Estimator):
         assert training.table.final is not None
         last = training.table.final[:, -1].astype(float)
         normed = last / np.sqrt((last**2).mean(axis=1, keepdims=True) + 1e-6)
-        log_odds, info = _best_probe(normed, training.table.known, training.train, training.validate,
-                                     training.options)
+        log_odds, info, _ = _best_probe(normed, training.table.known, training.train, training.validate,
+                                        training.options)
         return Method(log_odds[None], info)
 
 
@@ -237,8 +239,8 @@ def _logistic(c_value: float) -> Pipeline:
 
 
 def _best_probe(features: np.ndarray, labels: np.ndarray, train: Rows, validate: Rows,
-                options: FitConfig) -> tuple[Floats, dict[str, Any]]:
-    """Selects C by AUROC on the validate split, the smallest of equals. Returns log odds and info."""
+                options: FitConfig) -> tuple[Floats, dict[str, Any], Pipeline]:
+    """Selects C by AUROC on the validate split, the smallest of equals. Returns log odds, info and probe."""
     best: tuple[float, float, Pipeline] | None = None
     for c_value in sorted(options.c_values):
         probe = _logistic(c_value).fit(features[train].astype(float), labels[train])
@@ -246,7 +248,8 @@ def _best_probe(features: np.ndarray, labels: np.ndarray, train: Rows, validate:
         if best is None or area > best[0]:
             best = area, c_value, probe
     assert best is not None
-    return best[2].decision_function(features.astype(float)), {"C": best[1], "validation_auroc": best[0]}
+    info = {"C": best[1], "validation_auroc": best[0]}
+    return best[2].decision_function(features.astype(float)), info, best[2]
 
 
 def _layer_probe(values: np.ndarray, labels: np.ndarray, train: Rows, validate: Rows,
@@ -255,10 +258,12 @@ def _layer_probe(values: np.ndarray, labels: np.ndarray, train: Rows, validate: 
     probes = Parallel(n_jobs=options.jobs)(
         delayed(_best_probe)(values[:, layer], labels, train, validate, options)
         for layer in range(values.shape[1]))
-    areas = [info["validation_auroc"] for _, info in probes]
+    areas = [info["validation_auroc"] for _, info, _ in probes]
     best = int(np.argmax(areas))
-    log_odds, info = probes[best]
-    return Method(log_odds[None], {"layer": best, **info, "by_layer": areas})
+    log_odds, info, (scaler, model) = probes[best]
+    weight = model.coef_[0] / scaler.scale_
+    probe = LinearProbe(best, weight, float(model.intercept_[0] - scaler.mean_ @ weight))
+    return Method(log_odds[None], {"layer": best, **info, "by_layer": areas}, probe)
 
 
 def _best_layer(by_layer: list[Floats], known: np.ndarray, validate: Rows) -> Method:

@@ -50,7 +50,8 @@ class QuestionTable:
         final: `[n, layers, d_model]`, the residual stream at the prompt's last position.
         robustness: f32 `[n]`, divergence under noise in nats.
         greedy: `[n]`, statistics of the tokens of the network's answer.
-        answer_final: `[n, layers, d_model]`, the residual stream at the last token of the answer.
+        answer_final: `[n, layers, d_model]`, the residual stream at the last token of the answer; zeros for
+            an answer without tokens.
         p_true, verbalised: f64 `[n]`, the network's judgement of its answer, 0 to 1; NaN where it has none.
         agreement: f64 `[n]`, fraction of paraphrases whose answer has the same meaning; NaN without any.
         samples: sampled answers.

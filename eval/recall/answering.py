@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation.answers import Answers, generate_answers
-from tilelli_jax.loading.language import LanguageModel, Tokenizer
+from tilelli_jax.loading.language import LanguageModel
 from tilelli_jax.signals.prompts import PromptIds
 
 from .config import AnswersConfig, PromptConfig, SamplesConfig
@@ -31,33 +32,39 @@ def answer_ends(language: LanguageModel, config: AnswersConfig, prompt: PromptCo
                 ) -> tuple[int, ...]:
     """Returns the tokens that end an answer: the network's own, then those of `config.end_tokens`.
 
-    For a byte-level network, a newline replaces `config.end_tokens`. With examples in a prompt that is not a
-    chat, every token that contains a line break ends an answer too.
+    For a byte-level network, a newline replaces `config.end_tokens`. With `stop_at_line_break`, every token
+    that contains a line break ends an answer too.
+
+    Args:
+        prompt: how the prompts were made; None for a chat.
     """
     tokenizer = language.tokenizer
     texts = ["\n"] if language.model.is_byte_level else config.end_tokens
     configured = [token for token in map(tokenizer.token, texts) if token is not None]
-    if prompt is not None and prompt.shots and prompt.template != "chat":
-        configured += _line_breaks(tokenizer, language.model.config.vocab_size)
+    stop = config.stop_at_line_break
+    if stop if stop is not None else prompt is not None and prompt.template != "chat":
+        configured += _line_breaks(cast(Hashable, tokenizer), language.model.config.vocab_size)
     return tuple(dict.fromkeys([*getattr(language.model.config, "end_ids", ()), *configured]))
 
 
 def answer(language: LanguageModel, prompts: Sequence[PromptIds], config: AnswersConfig,
            advance: Callable[[int], object] = lambda n: None, *, prompt: PromptConfig | None = None,
-           samples: SamplesConfig | None = None, streams: Sequence[int] | None = None) -> list[Answers]:
-    """Decodes the greedy answer of each prompt, with the residual stream of all layers at its last token.
+           samples: SamplesConfig | None = None, streams: Sequence[int] | None = None,
+           layers: Sequence[int] | None = ()) -> list[Answers]:
+    """Decodes the greedy answer of each prompt.
 
     Args:
         advance: called with the number of prompts of each finished batch.
         prompt: how the prompts were made; see `answer_ends`.
         samples: also draw samples, with the random stream of each prompt in `streams`.
+        layers: layers whose residual stream at the answer's last token is recorded; None: all.
     """
     drawn: dict[str, Any] = {} if samples is None else {
         "n_samples": samples.n, "temperature": samples.temperature, "seed": samples.seed, "streams": streams,
         "sample_layers": (int(samples.depth * language.model.config.n_layers),)}
     return generate_answers(language.model, [prompt.ids for prompt in prompts], max_new=config.max_new,
                             end_ids=answer_ends(language, config, prompt), batch_size=config.batch_size,
-                            advance=advance, **drawn)
+                            layers=layers, advance=advance, **drawn)
 
 
 def greedy_ids(language: LanguageModel, prompts: Sequence[PromptIds], config: AnswersConfig
@@ -128,6 +135,7 @@ def _choice(prompter: Prompter, text: str, letters: str) -> tuple[list[int], tup
     return options[0][:same], tuple(ids[same] for ids in options)
 
 
-def _line_breaks(tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=8)
+def _line_breaks(tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
     """The tokens that contain a line break."""
     return tuple(token for token in range(vocab_size) if "\n" in tokenizer.decode([token]))

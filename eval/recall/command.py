@@ -4,6 +4,7 @@
     tilelli recall predict --model DIR --sidecar DIR QUESTION … [--questions FILE]
     tilelli recall app --model DIR --sidecar DIR [--study DIR] [--port N]
     tilelli recall compare OUT … [--out DIR]
+    tilelli recall evaluate --shipped NAME [--out DIR]
 
 Each stage first runs the stages that it depends on and reuses finished results, so the same command
 continues where it was interrupted. `all` ends with a report.
@@ -36,7 +37,7 @@ from ..inputs.rows import read_rows, text_of
 from ..inputs.study import provenance_rows, quiet_logs, study_command
 from ..matching import is_match
 from ..tables import format_cell
-from . import matrix, report
+from . import matrix, report, shipped
 from .config import RecallConfig
 from .predictor import KnowledgePredictor, as_row
 from .questions import ANSWER_COLUMNS, flat, of_rows
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 def write_report(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -> str:
     """Runs the study and writes its report and the sidecar. Returns the summary to print."""
-    results = report.write(study, name, provenance)
+    results = report.write(report.collect(study, name), study.out, provenance)
     sidecar = study.export_sidecar(provenance["command"])
     conclusions = "\n".join(without_markup(text) for text in report.conclusions(results))
     return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n\n"
@@ -124,12 +125,12 @@ def predict(argv: Sequence[str]) -> int:
         _check_no_path(question)
     asked = [{"question": question} for question in options.question]
     if options.questions:
-        asked += _rows_of(options.questions)
+        asked += _rows_of(options.questions, with_answers=options.check)
     if not asked:
         raise InputError("expected a question, or --questions FILE")
     questions = [row["question"] for row in asked]
     predictor = KnowledgePredictor.open(options.model, options.sidecar, tokenizer=options.tokenizer,
-                               any_network=options.any_network)
+                                        any_network=options.any_network)
     predictions = predictor.predict(questions)
     rows = [({"id": row["id"]} if "id" in row else {}) | as_row(prediction)
             for row, prediction in zip(asked, predictions, strict=True)]
@@ -154,13 +155,15 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
-def _rows_of(path: Path) -> list[dict[str, Any]]:
-    """Returns `id`, `question` and, where the file has them, `answers` of each row of a file."""
+def _rows_of(path: Path, *, with_answers: bool) -> list[dict[str, Any]]:
+    """Returns `id`, `question` and, if wanted and present, `answers` of each row of a file."""
     rows = flat(read_rows(path, 10**9))
     result = []
     for i, row in enumerate(rows, 1):
         question = text_of(row, "question", f"{path}, row {i}")
-        golds = of_rows([row], f"{path} (row {i})", path.stem)[0].answers if ANSWER_COLUMNS & set(row) else ()
+        golds: tuple[str, ...] = ()
+        if with_answers and ANSWER_COLUMNS & set(row):
+            golds = of_rows([row], f"{path} (row {i})", path.stem)[0].answers
         result.append({"id": str(row.get("id", i)), "question": question, "answers": golds})
     return result
 
@@ -191,6 +194,27 @@ def compare(argv: Sequence[str]) -> int:
 
 
 @command
+def evaluate_shipped(argv: Sequence[str]) -> int:
+    """`tilelli recall evaluate`: makes the report of a shipped study again, without its network."""
+    quiet_logs()
+    parser = ArgumentParser(prog=f"{PROG} evaluate", description=(
+        "Evaluates a study that comes with the package again, from its scores and labels, and writes its "
+        "report. Neither the network nor the questions are needed."))
+    parser.add_argument("--shipped", nargs="?", const="", required=True, metavar="NAME",
+                        help=f"the study: {', '.join(shipped.names()) or 'none is shipped'}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the report [runs/NAME]")
+    options = parser.parse_args(argv)
+    name = shipped.check_name(options.shipped)
+    out = options.out or Path("runs", name)
+    command_line = shlex.join([*PROG.split(), "evaluate", *argv])
+    results = shipped.write_report(name, out, provenance_rows(command_line, "shipped", ()))
+    conclusions = "\n".join(without_markup(text) for text in report.conclusions(results))
+    print(f"{table(report.summary(results))}\n\n{conclusions}\n\n"
+          f"report: {out / 'report.html'} (and report.md)")
+    return 0
+
+
+@command
 def app(argv: Sequence[str]) -> int:
     """`tilelli recall app`: serves the page until a signal ends it."""
     quiet_logs()
@@ -211,19 +235,21 @@ def app(argv: Sequence[str]) -> int:
         raise InputError(f"--max-new: expected at least 1, found {options.max_new}")
     from .app import info, server
     # All other options are checked before the network, which can be large, is loaded.
-    study = info.find_study(options.study, options.sidecar)
+    sidecar = options.sidecar or str(shipped.sidecar_of(Path(options.model), options.tokenizer))
+    study = info.find_study(options.study, sidecar)
     with server.open_socket(options.host, options.port) as listener:
-        predictor = KnowledgePredictor.open(options.model, options.sidecar, tokenizer=options.tokenizer,
-                                   any_network=options.any_network)
-        return server.serve(predictor, listener, model=options.model, sidecar=options.sidecar, study=study,
+        predictor = KnowledgePredictor.open(options.model, sidecar, tokenizer=options.tokenizer,
+                                            any_network=options.any_network)
+        return server.serve(predictor, listener, model=options.model, sidecar=sidecar, study=study,
                           max_new_tokens=options.max_new, allowed=options.allow_host)
 
 
 def _parser_with_sidecar(name: str, summary: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"{PROG} {name}", description=summary)
     parser.add_argument("--model", required=True, metavar="DIR", help="directory of the network")
-    parser.add_argument("--sidecar", required=True, metavar="DIR",
-                        help="directory of the sidecar: a study's OUT/sidecar, or a converted lrd.pt")
+    parser.add_argument("--sidecar", default="", metavar="DIR",
+                        help="directory of the sidecar: a study's OUT/sidecar, or a converted lrd.pt [the "
+                        "one that comes with the package, if there is one for the network]")
     parser.add_argument("--tokenizer", default="", metavar="DIR",
                         help="tokenizer to use in place of the network's own")
     parser.add_argument("--any-network", action="store_true",

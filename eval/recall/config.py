@@ -18,6 +18,7 @@ from ..inputs.study import StudyConfig
 from ..matching import Rule
 
 Task = Literal["correctness", "answerability"]
+BEST_FREE = "best_free"  # in a comparison, the free score with the best validation AUROC
 ANSWER_ENDS = ("<turn|>", "<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>")
 
 
@@ -60,7 +61,7 @@ class PromptConfig(Section):
     instruction: str = setting(" Answer concisely with just the answer.", "text appended to the question")
     system: str = setting("", "system prompt: the first turn of a chat, or the first text; empty: none")
     shots: int = setting(0, "examples before each question: questions outside the study with their answers, "
-                         "drawn with questions.seed; with them a line break ends an answer", min=0, max=100)
+                         "drawn with questions.seed", min=0, max=100)
     separator: str = setting("\n\n", "text between examples, where the template is not chat")
 
     def __post_init__(self) -> None:
@@ -97,6 +98,9 @@ class AnswersConfig(Section):
     end_tokens: tuple[str, ...] = setting(ANSWER_ENDS, "tokens that end an answer, besides the network's "
                                           "own, if the tokenizer has them; a byte-level network ends "
                                           "it at a newline")
+    stop_at_line_break: bool | None = setting(
+        None, "end an answer at its first line break, so that the scores of its tokens are of the line that "
+        "is graded; null: unless the prompt is a chat")
     match: Rule = setting("strict", "rule that decides whether an answer is correct: strict, or published "
                           "(the rule of Recall)")
 
@@ -161,6 +165,9 @@ class RecallConfig(StudyConfig):
     split: SplitConfig = setting(SplitConfig(), "train, validate, calibrate and test splits")
     fit: FitConfig = setting(FitConfig(), "the sidecar and the other estimators that learn")
     verdict: VerdictConfig = setting(VerdictConfig(), "thresholds of the verdicts")
+    primary: tuple[str, ...] = setting((), "comparisons of AUROC that were fixed in advance, each 'A - B' of "
+                                       "two estimators, or of best_free, the free score with the best "
+                                       "validation AUROC; corrected for one another only")
     replicates: int = setting(2000, "bootstrap replicates; the smallest p before correction is "
                               "2 / (replicates + 1)", min=100)
     seed: int = setting(42, "seed of the bootstrap", min=0, max=2**32 - 1)
@@ -171,7 +178,15 @@ class RecallConfig(StudyConfig):
         super().__post_init__()
         if self.network is None:
             raise InputError("network: expected a section with path or train, found nothing")
-        panel.chosen(self.estimators)
+        chosen = panel.chosen(self.estimators)
+        if any(BEST_FREE in comparison for comparison in self.primary) and not chosen.keys() & set(
+                panel.PRESETS["free"]):
+            raise InputError(f"estimators: expected a free score for {BEST_FREE} in primary, found none")
+        for comparison in self.primary:
+            names = comparison.split(" - ")
+            if len(names) != 2 or not {*names} <= {*chosen, BEST_FREE}:
+                raise InputError("primary: expected 'A - B' of two of the study's estimators or "
+                                 f"{BEST_FREE}, found {comparison!r:.60}")
         if self.verdict.guarantee and self.split.by == "published":
             raise InputError("verdict.guarantee: expected false with split.by published, which has no "
                              "calibration questions of its own")

@@ -29,6 +29,7 @@ from ..metrics import (
 )
 from ..stats import Interval, PairedBootstrap, bootstrap_mean, bootstrap_of, exact_fraction, holm
 from ..thresholds import Verdict
+from .config import BEST_FREE
 from .labelling import NEEDED
 from .scores import Methods, Scope, complete_methods
 from .verdicts import VerdictRule
@@ -39,7 +40,7 @@ N_BINS = 4  # popularity bins
 MIN_PER_LABEL = NEEDED["test"]  # known questions, and as many unknown ones, that an interval needs
 N_EXAMPLES = 10  # questions listed in the report
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-DRAWN = (SIDECAR, "layer_probe", "prompt_features", "first_token_entropy", "words")  # in all figures
+IN_FIGURES = (SIDECAR, "layer_probe", "prompt_features", "first_token_entropy", "words")  # in all figures
 RANKING: dict[str, Callable[[NDArray, Floats], float]] = {  # (labels, scores of one run) → metric
     "auprc": auprc, "aurc": lambda labels, run: selective.aurc(1.0 - labels, -run),
     "prr": lambda labels, run: selective.prr(1.0 - labels, -run),
@@ -47,18 +48,19 @@ RANKING: dict[str, Callable[[NDArray, Floats], float]] = {  # (labels, scores of
 
 
 def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, rule: VerdictRule,
-             replicates: int,
-             seed: int = 42) -> Tree:
+             replicates: int, seed: int = 42, primary: Sequence[str] = ()) -> Tree:
     """Returns everything that the report shows, one key for each of its sections.
 
     Args:
         scores: scores of every method, by the data set that it was trained on.
         run: index of the exported sidecar's run. Verdicts, reliability, risk and examples are of that run.
         rule: the exported sidecar's thresholds.
+        primary: see `primary_comparisons`.
 
     The test split has at least MIN_PER_LABEL known and as many unknown questions (`labelling.check_labels`).
     """
     methods, test = scores[None], table.rows("test")
+    labelled = np.flatnonzero(table.split != UNANSWERABLE)
     known, group = table.known[test], table.group[test]
     selected = {name: (log_odds[run if name == SIDECAR else 0, test],
                        probabilities[run if name == SIDECAR else 0, test])
@@ -68,13 +70,14 @@ def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, ru
     free = best_free(table, methods)
     overall = compare(table, methods, test, replicates, seed, free=free, all_metrics=True)
     return {
-        "questions": len(table.known), "test": len(test), "groups": len(np.unique(group)),
-        "known": float(known.mean()), "known_all": float(table.known.mean()),
-        "refused": float(table.refused.mean()),
+        "questions": len(labelled), "unanswerable": len(table.known) - len(labelled),
+        "test": len(test), "groups": len(np.unique(group)), "known": float(known.mean()),
+        "known_all": float(table.known[labelled].mean()), "refused": float(table.refused[labelled].mean()),
         "datasets": {name: _dataset_summary(table, np.flatnonzero(table.dataset == name))
                      for name in table.datasets},
         "splits": {split: int((table.split == split).sum()) for split in SPLITS},
         "methods": overall["methods"], "comparisons": overall["comparisons"],
+        "primary": primary_comparisons(table, methods, test, primary, free, replicates, seed),
         "free": free, "comparisons_with_free": overall.get("comparisons_with_free", []),
         "within_dataset": {name: compare(table, methods, table.rows("test", name), replicates, seed)
                            for name in table.datasets if len(table.datasets) > 1},
@@ -87,10 +90,11 @@ def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, ru
         "verdicts": verdict_precision(known, group, [rule.verdict(score) for score in selected[SIDECAR][0]],
                                       replicates, seed),
         "reliability": {name: reliability(known, probabilities)._asdict()
-                        for name, (_, probabilities) in selected.items() if name in DRAWN or name == free},
+                        for name, (_, probabilities) in selected.items()
+                        if name in IN_FIGURES or name == free},
         "risk": _risks(np.asarray(1 - known, float), group,
                        {name: log_odds for name, (log_odds, _) in selected.items()
-                        if name in DRAWN or name == free}, replicates, seed),
+                        if name in IN_FIGURES or name == free}, replicates, seed),
         "examples": examples(table, test, *selected[SIDECAR], rule),
         "extremes": extremes(table, test, *selected[SIDECAR], rule),
         "entropy_by_layer": _entropy_by_layer(table, test)}
@@ -134,11 +138,14 @@ def answerability(table: QuestionTable, methods: Methods, test: Rows, replicates
                   seed: int) -> Tree | None:
     """Compares the test questions with those that have no answer: do scores of correctness separate them?
 
+    Questions without an answer that share a group with a question used for fitting are left out.
+
     Returns:
         None without at least MIN_PER_LABEL unanswerable questions; else AUROCs of answerable against
         unanswerable questions, by method.
     """
-    unanswerable = np.flatnonzero(table.split == UNANSWERABLE)
+    fitted = table.group[(table.split != "test") & (table.split != UNANSWERABLE)]
+    unanswerable = np.flatnonzero((table.split == UNANSWERABLE) & ~np.isin(table.group, fitted))
     if len(unanswerable) < MIN_PER_LABEL:
         return None
     rows = np.concatenate([test, unanswerable])
@@ -154,8 +161,11 @@ def _placed(values: NDArray, rows: Rows, n: int) -> NDArray:
 
 
 def _dataset_summary(table: QuestionTable, rows: Rows) -> Tree:
-    known, refused = table.known[rows], table.refused[rows]
-    return {"questions": len(rows), "known": float(known.mean()), "refused": float(refused.mean()),
+    labelled = rows[table.split[rows] != UNANSWERABLE]
+    known, refused = table.known[labelled], table.refused[labelled]
+    return {"questions": len(labelled), "unanswerable": len(rows) - len(labelled),
+            "known": float(known.mean()) if len(labelled) else None,
+            "refused": float(refused.mean()) if len(labelled) else None,
             "known_among_answered": float(known[~refused].mean()) if (~refused).any() else None}
 
 
@@ -209,12 +219,46 @@ def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int,
             for key, reference in references.items():
                 if name != reference:
                     result[key].append({"baseline": name, "questions": len(subset),
+                                        "groups": len(np.unique(group)),
                                         "difference": bootstrap.difference(reference, name)})
                     p_values[key].append(bootstrap.p(reference, name))
     for key, of_key in p_values.items():
         for comparison, p, corrected in zip(result[key], of_key, holm(of_key).tolist(), strict=True):
             comparison |= {"p": p, "p_holm": corrected}
     return result
+
+
+def primary_comparisons(table: QuestionTable, methods: Methods, rows: Rows, primary: Sequence[str],
+                        free: str | None, replicates: int, seed: int) -> list[Tree]:
+    """Compares pairs of methods by AUROC on the rows that both score; corrected for one another only.
+
+    A comparison that cannot be made keeps its place, with p = 1 and the reason in `missing`.
+
+    Args:
+        primary: comparisons "A - B"; BEST_FREE stands for `free`.
+    """
+    results: list[Tree] = []
+    for comparison in primary:
+        a, b = (str(free) if name == BEST_FREE else name for name in comparison.split(" - "))
+        result: Tree = {"comparison": f"{a} - {b}", "questions": 0, "groups": 0, "auroc": None,
+                        "difference": None, "p": 1.0, "missing": None}
+        results.append(result)
+        absent = [name for name in (a, b) if name not in methods]
+        scored = rows if absent else rows[~np.isnan(methods[a].scores[0, rows])
+                                          & ~np.isnan(methods[b].scores[0, rows])]
+        if absent or a == b or not has_both_labels(table, scored):
+            result["missing"] = (f"{' and '.join(absent)} has no scores" if absent else "the same method"
+                                 if a == b else "too few known or unknown questions")
+            continue
+        bootstrap = PairedBootstrap(
+            table.known[scored], {name: methods[name].scores[:, scored] for name in (a, b)},
+            replicates=replicates, seed=seed, groups=table.group[scored])
+        result |= {"questions": len(scored), "groups": len(np.unique(table.group[scored])),
+                   "auroc": {name: bootstrap.interval(name) for name in (a, b)},
+                   "difference": bootstrap.difference(a, b), "p": bootstrap.p(a, b)}
+    for result, corrected in zip(results, holm([result["p"] for result in results]).tolist(), strict=True):
+        result["p_holm"] = corrected
+    return results
 
 
 def cross_dataset(table: QuestionTable, scores: Mapping[Scope, Methods], replicates: int, seed: int) -> Tree:
@@ -224,7 +268,7 @@ def cross_dataset(table: QuestionTable, scores: Mapping[Scope, Methods], replica
         shared = np.isin(table.group, table.group[table.dataset == scope])
         for other in table.datasets if scope is not None else ():
             if other != scope:
-                rows = np.flatnonzero((table.dataset == other) & ~shared)
+                rows = np.flatnonzero((table.dataset == other) & ~shared & (table.split != UNANSWERABLE))
                 results[f"{scope} → {other}"] = compare(table, methods, rows, replicates, seed)
     return results
 

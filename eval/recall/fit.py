@@ -17,7 +17,7 @@ from tilelli_jax.estimators.sidecar import Sidecar
 from ..calibration import CALIBRATORS, Calibrator
 from ..checks import Floats
 from ..estimators.config import FitConfig
-from ..estimators.interface import Method, Rows, Training
+from ..estimators.interface import LinearProbe, Method, Rows, Training
 from ..estimators.panel import CONTROLS, SIDECAR, chosen
 from ..estimators.sidecar import SidecarEstimator
 from ..estimators.table import QuestionTable
@@ -25,12 +25,17 @@ from .scores import Methods, Scores
 
 
 class FittedMethods(NamedTuple):
-    """Scores and info of every method; the sidecar of each seed with its calibrator."""
+    """Scores and info of every method; the sidecar of each seed with its calibrator, and linear probes.
+
+    `omitted`: why estimators are left out; not of controls, which do not apply to all questions.
+    """
 
     methods: Methods
     info: dict[str, dict[str, Any]]
     sidecars: list[Sidecar]
     calibrators: list[Calibrator]
+    probes: dict[str, tuple[LinearProbe, Calibrator]]
+    omitted: dict[str, str]
 
 
 def fit(table: QuestionTable, estimators: Sequence[str], options: FitConfig, dataset: str | None = None, *,
@@ -47,6 +52,7 @@ def fit(table: QuestionTable, estimators: Sequence[str], options: FitConfig, dat
     training = Training(table, train, validate, options)
     sidecars: list[Sidecar] = []
     methods: dict[str, Method] = {}
+    omitted: dict[str, str] = {}
     for name, estimator in chosen(estimators).items():
         if not estimator.is_measured(table):
             continue
@@ -56,6 +62,8 @@ def fit(table: QuestionTable, estimators: Sequence[str], options: FitConfig, dat
             methods[name], sidecars = estimator.fit_with_sidecars(training)
         elif (method := estimator.fit(training)) is not None:
             methods[name] = method
+        elif name not in CONTROLS:
+            omitted[name] = "it has nothing to learn from"
     fitted: Methods = {}
     calibrators: dict[str, list[Calibrator]] = {}
     for name, method in methods.items():
@@ -64,8 +72,12 @@ def fit(table: QuestionTable, estimators: Sequence[str], options: FitConfig, dat
             fitted[name] = Scores(method.scores, np.stack([
                 np.where(np.isnan(run), np.nan, calibrator(np.nan_to_num(run)))
                 for run, calibrator in zip(method.scores, calibrators[name], strict=True)]))
+        elif name not in CONTROLS:
+            omitted[name] = "it scores calibration questions of one kind only, known or unknown, or none"
     return FittedMethods(fitted, {name: methods[name].info for name in fitted}, sidecars,
-                         calibrators[SIDECAR])
+                         calibrators[SIDECAR], {name: (method.probe, calibrators[name][0])
+                                                for name, method in methods.items()
+                                                if name in fitted and method.probe is not None}, omitted)
 
 
 # ---------------------------------------------------------------------------------------------

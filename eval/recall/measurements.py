@@ -22,7 +22,7 @@ from tilelli_jax.loading.language import LanguageModel
 from tilelli_jax.signals.prompts import PromptIds, PromptReader
 from tilelli_jax.signals.robustness import Robustness
 
-from ..estimators import asked
+from ..estimators import judgement
 from ..estimators.samples import equal_answers
 from ..inputs.shards import Shards
 from .answering import answer, answer_text, p_true_logits, verbalise
@@ -35,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class StudyInputs:
     """The questions of a study and the network that answers them.
 
     Attributes:
@@ -50,7 +50,7 @@ class Asked:
     prompts: Sequence[PromptIds]
 
 
-def signals(study: Asked, reader: PromptReader, noise: Robustness | None, rows: Sequence[int],
+def signals(study: StudyInputs, reader: PromptReader, noise: Robustness | None, rows: Sequence[int],
             advance: Advance) -> Arrays:
     """Runs one pass of each prompt.
 
@@ -76,7 +76,7 @@ def signals(study: Asked, reader: PromptReader, noise: Robustness | None, rows: 
     return arrays
 
 
-def answers(study: Asked, rows: Sequence[int], advance: Advance) -> Arrays:
+def answers(study: StudyInputs, rows: Sequence[int], advance: Advance) -> Arrays:
     """Generates the greedy answers, and samples of the first `samples.questions` questions if needed.
 
     Arrays: `tokens` of all answers and their `lengths`; `log_probs`, `entropies` and `divergences` of their
@@ -95,12 +95,18 @@ def answers(study: Asked, rows: Sequence[int], advance: Advance) -> Arrays:
     for items, options in ((sampled, config.samples), (plain, None)):
         begun = time.perf_counter()
         generated = answer(study.language, [study.prompts[i] for i in items], config.answers, advance,
-                           prompt=config.prompt, samples=options, streams=items)
+                           prompt=config.prompt, samples=options, streams=items,
+                           layers=None if "answer_final" in study.needs else ())
         by_item |= dict(zip(items, generated, strict=True))
         each = (time.perf_counter() - begun) / max(len(items), 1)
         greedy_share = 1.0 if options is None else 1 / (1 + options.n)
         seconds |= dict.fromkeys(items, (greedy_share * each, (1 - greedy_share) * each))
     greedy = [by_item[i].greedy for i in rows]
+    for i in rows:
+        for given in (by_item[i].greedy, *by_item[i].samples):
+            if not np.isfinite([*given.log_probs, *given.entropies]).all():
+                raise InputError(f"question {study.questions[i].id}: expected finite probabilities of the "
+                                 "answer, found infinite or NaN: the network's weights may be damaged")
     arrays = {"tokens": _flat([given.ids for given in greedy], np.int32),
               "lengths": np.array([len(given.ids) for given in greedy], np.int64),
               "statistics": np.array([len(given.log_probs) for given in greedy], np.int64),
@@ -127,7 +133,7 @@ def answers(study: Asked, rows: Sequence[int], advance: Advance) -> Arrays:
     return arrays
 
 
-def judgements(study: Asked, rows: Sequence[int], texts: Sequence[str], advance: Advance) -> Arrays:
+def judgements(study: StudyInputs, rows: Sequence[int], texts: Sequence[str], advance: Advance) -> Arrays:
     """Asks the network about its answers, `texts` of all questions.
 
     Arrays, as needed: `p_true_logits [questions, 2]`, of true and false; `verbalised [questions]`, 0 to 1,
@@ -142,12 +148,12 @@ def judgements(study: Asked, rows: Sequence[int], texts: Sequence[str], advance:
     if "verbalised" in study.needs:
         begun = time.perf_counter()
         replies, tokens = verbalise(study.language, study.prompter, *given)
-        arrays["verbalised"] = np.array([asked.verbalised(reply) for reply in replies])
+        arrays["verbalised"] = np.array([judgement.verbalised(reply) for reply in replies])
         arrays["verbalised_cost"] = _cost(begun, tokens)
     return arrays
 
 
-def agreement(study: Asked, rows: Sequence[int], answers: Sequence[str], advance: Advance) -> Arrays:
+def agreement(study: StudyInputs, rows: Sequence[int], answers: Sequence[str], advance: Advance) -> Arrays:
     """Answers the paraphrases.
 
     Arrays: `agreement [questions]`, the fraction of a question's paraphrases whose answer has the same
@@ -207,7 +213,7 @@ def texts(language: LanguageModel, tokens: np.ndarray, lengths: np.ndarray) -> l
 # ---------------------------------------------------------------------------------------------
 
 
-def _streams(study: Asked, rows: Sequence[int], streams: Sequence[np.ndarray]) -> np.ndarray:
+def _streams(study: StudyInputs, rows: Sequence[int], streams: Sequence[np.ndarray]) -> np.ndarray:
     """Residual streams of these questions, `[questions, layers, d_model]`, in the configured data type."""
     options = study.config.signals
     with np.errstate(over="ignore"):  # an overflow raises InputError below

@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
 
     `p` is P(knows); `verdict` is None without thresholds. `strongest_layer` (counted from 0) and
     `strongest_write` are the layer and the token of the MLP write with the highest peak in the middle
-    layers. `outputs` are all signals of the prompt.
+    layers. `outputs` are all signals of the prompt; `by_probe` is P(knows) by the study's linear probes.
     """
 
     question: str
@@ -49,6 +49,7 @@ class Prediction(NamedTuple):
     strongest_layer: int
     strongest_write: str
     outputs: PromptOutputs
+    by_probe: dict[str, float]
 
 
 @dataclasses.dataclass
@@ -66,7 +67,7 @@ class KnowledgePredictor:
     reader: PromptReader
 
     @classmethod
-    def open(cls, model: str | Path, sidecar: str | Path, *, tokenizer: str | Path = "",
+    def open(cls, model: str | Path, sidecar: str | Path = "", *, tokenizer: str | Path = "",
              prompt: PromptConfig | None = None, compute: ComputeConfig | None = None,
              mesh: Mesh | None = None, batch_size: int = 16, max_bytes: int = 2**31,
              any_network: bool = False) -> KnowledgePredictor:
@@ -74,7 +75,7 @@ class KnowledgePredictor:
 
         Args:
             model: directory of the network, in Tilelli's or Hugging Face's format.
-            sidecar: OUT/sidecar of a study, or a converted lrd.pt.
+            sidecar: OUT/sidecar of a study, or a converted lrd.pt; "" is the one shipped for this network.
             prompt, compute: replace the prompt and the data type of the sidecar's study.
             any_network: accept a sidecar that was trained on another network.
 
@@ -83,6 +84,9 @@ class KnowledgePredictor:
         """
         networks.check_source(model, "--model")
         networks.check_tokenizer(tokenizer, "--tokenizer")
+        if not str(sidecar):
+            from . import shipped  # imports the study, which a predictor does not need
+            sidecar = shipped.sidecar_of(Path(model), str(tokenizer))
         if not Path(sidecar).exists():
             raise InputError(f"--sidecar: {sidecar}: expected a sidecar, found nothing; a finished `tilelli "
                              "recall` study writes OUT/sidecar")
@@ -105,6 +109,8 @@ class KnowledgePredictor:
             if rule.network["fingerprint"] != network_fingerprint(Path(model), str(tokenizer)):
                 raise InputError(f"{sidecar}: trained on '{rule.network['name']}': expected its weights in "
                                  f"{model}, found others; --any-network accepts them")
+        if rule.network and any_network:  # probes read the activations of their own network only
+            rule = dataclasses.replace(rule, probes={})
         reader = PromptReader(language.model, batch_size=batch_size, max_bytes=max_bytes,
                               rounded=rule.rounded, mesh=mesh)
         prompter = Prompter(language, prompt or rule.prompt, () if prompt else rule.examples)
@@ -146,7 +152,9 @@ class KnowledgePredictor:
             raise InputError("P(knows): expected numbers, found NaN: the sidecar's weights may be damaged")
         return [Prediction(question, float(p), self.rule.verdict(float(score)),
                            int(output.crystallisation.strongest_layer),
-                           decode([int(output.crystallisation.strongest_token)]), output)
+                           decode([int(output.crystallisation.strongest_token)]), output,
+                           {name: probe.probability(output.final)
+                            for name, probe in self.rule.probes.items()})
                 for question, p, score, output in zip(questions, probabilities, scores, outputs, strict=True)]
 
 
@@ -154,7 +162,8 @@ def as_row(prediction: Prediction) -> dict[str, object]:
     """Returns a prediction as a row of a file of scores."""
     return {"question": prediction.question, "p": prediction.p, "verdict": prediction.verdict,
             "strongest_write_layer": prediction.strongest_layer,
-            "strongest_write": prediction.strongest_write}
+            "strongest_write": prediction.strongest_write,
+            **{f"p_{name}": p for name, p in prediction.by_probe.items()}}
 
 
 def check_features(sidecar: Sidecar, source: str | Path) -> None:

@@ -22,6 +22,7 @@ from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
 
 from ..inputs.rows import Row, columns_of, describe_cell, hugging_face, read_rows
+from . import splits
 from .config import QuestionsConfig
 
 HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
@@ -55,7 +56,7 @@ class Question(NamedTuple):
         return bool(self.answers)
 
 
-class Drawn(NamedTuple):
+class QuestionSet(NamedTuple):
     """The questions of a study, and those outside of it that are examples in its prompts."""
 
     questions: list[Question]
@@ -67,7 +68,7 @@ def read(config: QuestionsConfig) -> list[Question]:
     return draw(config).questions
 
 
-def draw(config: QuestionsConfig, shots: int = 0) -> Drawn:
+def draw(config: QuestionsConfig, shots: int = 0) -> QuestionSet:
     """Samples equally many questions from each source and shuffles them, both with the configured seed.
 
     Args:
@@ -90,40 +91,54 @@ def draw(config: QuestionsConfig, shots: int = 0) -> Drawn:
         drawn = _of_source(source, limit, config, shots // n + (i < shots % n))
         questions += drawn.questions
         examples += drawn.examples
-    texts = {example.text for example in examples}
-    entities = {example.entity for example in examples} - {None}
-    questions = [question for question in questions
-                 if question.text not in texts and question.entity not in entities]
+    questions = _unrelated(questions, examples)  # also of another source's examples
     order = np.random.default_rng(config.seed).permutation(len(questions))
-    return Drawn([questions[i] for i in order], examples)
+    return QuestionSet([questions[i] for i in order], examples)
 
 
-def _of_source(source: str, limit: int, config: QuestionsConfig, shots: int) -> Drawn:
+def _of_source(source: str, limit: int, config: QuestionsConfig, shots: int) -> QuestionSet:
     if source == BUILT_IN:
         world = facts.facts(config.facts_seed, config.facts_people)
         available = [Question(f"facts-{i}", BUILT_IN, fact.question, (fact.answer,), fact.entity,
                               float(fact.times)) for i, fact in enumerate(world)]
     elif source in HUB or source.startswith("hf:"):
         name, split = HUB.get(source, (source, "validation"))
-        available = of_rows(hugging_face(name, limit + shots, part=split, seed=config.seed), source, source)
-        return Drawn(available[shots:], available[:shots]) if shots else Drawn(available[:limit], [])
+        rows = hugging_face(name, limit + 10 * shots, part=split, seed=config.seed)
+        available = of_rows(rows, source, source)
     else:
         available = of_rows(read_rows(Path(source), 10**9), source, Path(source).stem)
     return _sample(available, limit, config.seed, shots, source)
 
 
-def _sample(questions: Sequence[Question], limit: int, seed: int, shots: int, source: str) -> Drawn:
-    """Draws the study's questions in their order, then the examples from the others."""
-    order = np.random.default_rng(seed).permutation(len(questions))
+def _sample(questions: Sequence[Question], limit: int, seed: int, shots: int, source: str) -> QuestionSet:
+    """Draws the study's questions from the beginning of a random order, and the examples from its end.
+
+    The study keeps the order of the source.
+    """
+    order = np.random.default_rng(seed).permutation(len(questions)).tolist()
     if not shots and len(questions) <= limit:
-        return Drawn(list(questions), [])
-    answerable = [i for i in order[::-1].tolist() if questions[i].answerable]
-    if len(answerable) < shots:
+        return QuestionSet(list(questions), [])
+    examples = [i for i in reversed(order) if questions[i].answerable][:shots]
+    if len(examples) < shots:
         raise InputError(f"prompt.shots: expected at least {shots} questions with answers in {source}, found "
-                         f"{len(answerable)}")
-    examples = answerable[:shots]  # from the end of the order, so that the study has its beginning
-    chosen = np.sort(order[~np.isin(order, examples)][:limit])
-    return Drawn([questions[i] for i in chosen], [questions[i] for i in examples])
+                         f"{len(examples)}")
+    remaining = [i for i in order if i not in set(examples)] if shots else order
+    unrelated = _unrelated([questions[i] for i in remaining], [questions[i] for i in examples])
+    chosen = set(map(id, unrelated[:limit]))
+    return QuestionSet([question for question in questions if id(question) in chosen],
+                       [questions[i] for i in examples])
+
+
+def _unrelated(questions: Sequence[Question], examples: Sequence[Question]) -> list[Question]:
+    """Returns the questions that share no group with an example, nor have a paraphrase equal to one."""
+    if not examples:
+        return list(questions)
+    every = [*questions, *examples]
+    groups = splits.group_ids([question.text for question in every], [question.id for question in every],
+                              [question.entity for question in every])
+    taken, texts = set(groups[len(questions):].tolist()), {example.text for example in examples}
+    return [question for question, group in zip(questions, groups.tolist(), strict=False)
+            if group not in taken and not texts & set(question.paraphrases)]
 
 
 def of_rows(rows: Sequence[Row], source: str, dataset: str) -> list[Question]:
@@ -180,11 +195,11 @@ def _is_answerable(row: Row, given: Any, where: str) -> bool:
     value = row.get("answerable")
     if isinstance(value, str) and value.strip().lower() in ("true", "false", "1", "0"):
         value = value.strip().lower() in ("true", "1")
-    if value is None:
+    if value is None or value == "" or value != value:  # missing, also as pandas writes it
         return not (isinstance(row.get("answers"), dict) and not given)
-    if not isinstance(value, bool | int) or value not in (0, 1):
+    if value not in (0, 1):
         raise InputError(f"{where}: answerable: expected true or false, found {value!r:.40}")
-    if not value and given:
+    if not value and given and given == given:
         raise InputError(f"{where}: answers: expected none where answerable is false, found {given!r:.40}")
     return bool(value)
 

@@ -28,15 +28,15 @@ from ..conclusions import (
 from ..document import Document
 from ..estimators import panel
 from ..estimators.panel import SIDECAR
-from ..stages import RESULTS, read_result
+from ..stages import RESULTS, read_result, without
 from ..stats import Interval
 from ..tables import json_with_nulls
 from ..tables import write as write_tables
 from . import verdicts as verdict_file
-from .evaluate import DRAWN, MIN_PER_LABEL, VERDICTS
+from .evaluate import IN_FIGURES, MIN_PER_LABEL, VERDICTS
 from .study import RecallStudy
 
-METHODS = (*DRAWN, *(name for name in panel.ESTIMATORS if name not in DRAWN))
+STYLE_ORDER = (*IN_FIGURES, *(name for name in panel.ESTIMATORS if name not in IN_FIGURES))
 CALIBRATORS = {"platt": "Platt scaling", "isotonic": "Isotonic regression",
                "temperature": "Temperature scaling"}
 # Compared with the sidecar in the conclusions, as is every other method that differs significantly.
@@ -46,28 +46,35 @@ DELTA = "Δ vs sidecar (sidecar − method)"
 Tree = Mapping[str, Any]
 
 
-def collect(study: RecallStudy) -> dict[str, Any]:
-    """Returns the content of results.json; runs the stages that are not finished."""
-    paths = {name: getattr(study, name) for name in ("signals", "answers", "build", "fitted", "verdict",
-                                                     "evaluation")}
+def collect(study: RecallStudy, name: str) -> dict[str, Any]:
+    """Returns the content of results.json; runs the stages that are not finished.
+
+    Args:
+        name: of the study, for titles.
+    """
+    paths = {stage: getattr(study, stage) for stage in ("signals", "answers", "build", "fitted", "verdict",
+                                                        "evaluation")}
     rule = verdict_file.read(paths["verdict"])
-    return {"config": config_lib.to_dict(study.config), "fit": read_result(paths["fitted"]),
-            "stages": {name: path.name for name, path in paths.items()}, "verdict": rule.to_dict(),
+    return {"name": name, "config": config_lib.to_dict(study.config),
+            "fit": without(read_result(paths["fitted"]), "probes"),
+            "stages": {stage: path.name for stage, path in paths.items()},
+            "verdict": without(rule.to_dict(), "probes"),
             "thresholds": rule.thresholds._asdict(), "warnings": study.warnings,
             **read_result(paths["evaluation"])}
 
 
-def write(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def write(collected: Tree, out: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Writes results.json, report.md, report.html, figures/ and methods.*; returns the results.
 
     Args:
-        name: of the study, for titles.
+        collected: see `collect`.
         provenance: rows of the last section.
     """
-    # As a reader of results.json gets it.
-    results = json.loads(json_with_nulls(collect(study) | {"name": name}))
+    results = json.loads(json_with_nulls(collected))  # as a reader of results.json gets it
+    name = results["name"]
     report = Document(f"{name}: does it know before it answers?")
     _add_summary(report, results)
+    _add_primary(report, results)
     _add_examples(report, results)
     _add_methods(report, results)
     _add_costs(report, results)
@@ -76,9 +83,9 @@ def write(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -> dict[
     _add_risk_coverage(report, results)
     _add_transfer(report, results)
     _add_answerability(report, results)
-    _add_layers(report, results, study.config.fit.c_values)
-    report.finish(study.out, results, provenance)
-    write_tables(study.out / "methods", method_rows(results), f"{name}: methods")
+    _add_layers(report, results, results["config"]["fit"]["c_values"])
+    report.finish(out, results, provenance)
+    write_tables(out / "methods", method_rows(results), f"{name}: methods")
     return results
 
 
@@ -132,7 +139,9 @@ def comparison_rows(results: Tree) -> list[dict[str, Any]]:
 
 def dataset_rows(results: Tree) -> list[dict[str, Any]]:
     """Returns the fractions of known and refused questions in each data set."""
-    return [{"data set": name, "questions": dataset["questions"], "known": dataset["known"],
+    return [{"data set": name, "questions": dataset["questions"],
+             **({"without an answer": dataset["unanswerable"]} if results["unanswerable"] else {}),
+             "known": dataset["known"],
              "refused": dataset["refused"], "known among answered": dataset["known_among_answered"]}
             for name, dataset in results["datasets"].items()]
 
@@ -176,7 +185,7 @@ def popularity_rows(results: Tree) -> list[dict[str, Any]]:
     return [{"data set": name, "popularity": f"{result['from']:g} to {result['to']:g}",
              "questions": result["questions"], "known": result["known"],
              **{method: _interval(result.get("methods", {}).get(method, {}).get("auroc"))
-                for method in DRAWN if method in results["methods"]}}
+                for method in IN_FIGURES if method in results["methods"]}}
             for name, bins in results["by_popularity"].items() for result in bins]
 
 
@@ -190,7 +199,8 @@ def conclusions(results: Tree) -> list[str]:
              f"{format_interval(area)} ({seeds}): {_versus_chance(area, groups)}.",
              *few_groups_warning(groups, "questions"), *results["warnings"]]
     texts += [_comparison_sentence(comparison, results) for comparison in results["comparisons"]
-              if comparison["baseline"] in COMPARED or is_significant(comparison["p_holm"], groups)]
+              if comparison["baseline"] in COMPARED
+              or is_significant(comparison["p_holm"], comparison["groups"])]
     texts += [CORRECTION] if results["comparisons"] else []
     texts.append(f"Calibration: the sidecar's ECE (10 bins) is "
                  f"{format_interval(Interval.from_tree(sidecar['ece']))}; perfectly calibrated probabilities "
@@ -226,7 +236,7 @@ def _versus_chance(area: Interval, groups: int) -> str:
 
 
 def _comparison_sentence(comparison: Tree, results: Tree) -> str:
-    baseline, groups, p = comparison["baseline"], results["groups"], comparison["p_holm"]
+    baseline, groups, p = comparison["baseline"], comparison["groups"], comparison["p_holm"]
     p_text = "p is undefined" if p is None else f"p {format_p(p)}" if p < 0.001 else f"p = {format_p(p)}"
     difference = Interval.from_tree(comparison["difference"])
     if groups < FEW:
@@ -246,21 +256,27 @@ def _comparison_sentence(comparison: Tree, results: Tree) -> str:
 
 def _transfer_sentence(name: str, result: Tree) -> str:
     if SIDECAR not in result["methods"]:
-        return (f"Trained on one data set, tested on the other ({name}): inconclusive, because the "
+        return (f"Trained on one data set, tested on another ({name}): inconclusive, because the "
                 f"{result['questions']} questions that share no group with the training questions include "
                 "too few known or unknown ones.")
     metrics = result["methods"][SIDECAR]
     area = Interval.from_tree(metrics["auroc"])
-    return (f"Trained on one data set, tested on the other ({name}): AUROC {format_interval(area)} on "
+    return (f"Trained on one data set, tested on another ({name}): AUROC {format_interval(area)} on "
             f"{result['questions']} questions in {result['groups']} groups, ECE "
             f"{metrics['ece']['point']:.3f}: {_versus_chance(area, result['groups'])}.")
 
 
 def _add_summary(report: Document, results: Tree) -> None:
     splits = results["splits"]
+    share, n = f"{results['known_all']:.1%}", results["questions"]
+    is_correctness = results["config"]["questions"]["task"] == "correctness"
+    label = (f"The network answers {share} of {n} questions correctly and refuses {results['refused']:.1%}."
+             if is_correctness else f"The label is whether a question has an answer, as {share} of {n} have: "
+             "below, these are the known ones.")
+    if results["unanswerable"]:
+        label += f" {results['unanswerable']} questions without an answer are evaluated apart."
     report.paragraph(
-        f"The network answers {results['known_all']:.1%} of {results['questions']} questions correctly and "
-        f"refuses {results['refused']:.1%}. Methods are trained on {splits['train']} questions and selected "
+        f"{label} Methods are trained on {splits['train']} questions and selected "
         f"on {splits['validate']}; probabilities are calibrated on {_calibration_set(results)}; "
         f"{results['test']} questions in {results['groups']} groups are held out ({results['known']:.1%} "
         "known). A prediction takes one forward pass of the prompt; nothing is generated. Intervals are 95 % "
@@ -269,7 +285,31 @@ def _add_summary(report: Document, results: Tree) -> None:
     report.table(dataset_rows(results))
 
 
+def _add_primary(report: Document, results: Tree) -> None:
+    if not results["primary"]:
+        return
+    report.heading("Primary comparisons")
+    report.paragraph("Fixed in the configuration, before anything was fitted. Paired bootstraps over groups "
+                     f"of questions; p is corrected for these {len(results['primary'])} comparisons, by "
+                     "Holm's method.")
+    rows = []
+    for comparison in results["primary"]:
+        (a, b), p = comparison["comparison"].split(" - "), comparison["p_holm"]
+        row: dict[str, Any] = {"A": a, "B": b, "questions": comparison["questions"]}
+        rows.append(row)
+        if comparison["missing"]:
+            row["significant"] = f"not tested: {comparison['missing']}"
+            continue
+        row |= {"AUROC of A": _interval(comparison["auroc"][a]),
+                "AUROC of B": _interval(comparison["auroc"][b]),
+                "Δ (A − B)": _interval(comparison["difference"]), "p (Holm)": format_p(p),
+                "significant": "yes" if is_significant(p, comparison["groups"]) else "no"}
+    report.table(rows)
+
+
 def _add_examples(report: Document, results: Tree) -> None:
+    if not any(example["question"] for example in results["examples"]):
+        return  # a shipped study, without the texts of the questions
     report.heading("Examples")
     report.paragraph("Held-out questions at evenly spaced ranks, from the highest P(knows) to the lowest. "
                      "P(knows) is predicted from one pass of the question, before the answer.")
@@ -289,11 +329,19 @@ def _calibration_set(results: Tree) -> str:
 def _add_methods(report: Document, results: Tree) -> None:
     report.heading("Methods")
     rows = method_rows(results)
-    figures.reserve_styles([name for name in METHODS if name in results["methods"]])
+    figures.reserve_styles([name for name in STYLE_ORDER if name in results["methods"]])
     report.figure("methods", figures.ladder({row["method"]: row["AUROC"] for row in rows}),
                   "AUROC of each method on the held-out questions, with 95 % intervals; the dotted line is "
                   f"chance. {_legend(list(results['methods']))}")
     report.table(comparison_rows(results))
+    few = {name: tree["questions"] for name, tree in results["methods"].items()
+           if tree["questions"] < results["test"]}
+    if few:
+        report.paragraph("Evaluated on a part of the held-out questions, and compared with others there: "
+                         + ", ".join(f"{name} ({n})" for name, n in few.items()) + ".")
+    if results["verbalised_without_number"] is not None:
+        report.paragraph(f"verbalised: {results['verbalised_without_number']} replies have no number.")
+    report.points([f"{name} is left out: {reason}." for name, reason in results["fit"]["omitted"].items()])
     report.paragraph(f"Comparisons are paired bootstraps over groups of questions. {CORRECTION}")
     report.table(rows, "All metrics of each method: AUPRC, Brier score, and ECE beside the ECE that "
                  "perfectly calibrated probabilities would have from sampling alone")
@@ -411,7 +459,7 @@ def _add_transfer(report: Document, results: Tree) -> None:
         report.heading("Within and across data sets")
         report.paragraph("Within: trained on all data sets, tested on held-out questions of one, so that "
                          "recognising the data set does not help. Across (a → b): trained, selected and "
-                         "calibrated on one data set, tested on all questions of the other that share no "
+                         "calibrated on one data set, tested on all questions of another that share no "
                          "group with it. p is corrected within each row of the first table.")
         report.table(transfer_rows(results))
         report.table(transfer_differences(results))
@@ -458,7 +506,7 @@ def _add_layers(report: Document, results: Tree, c_values: Sequence[float]) -> N
 def _area_row(name: str, result: Tree) -> dict[str, Any]:
     return {"questions from": name, "questions": result["questions"], "known": result["known"],
             **{method: _interval(metrics["auroc"]) for method, metrics in result["methods"].items()
-               if method in (*DRAWN, "length", "popularity")},
+               if method in (*IN_FIGURES, "length", "popularity")},
             "ECE, sidecar": _interval(result["methods"].get(SIDECAR, {}).get("ece"))}
 
 

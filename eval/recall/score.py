@@ -22,7 +22,7 @@ from ..estimators.interface import Score
 from ..inputs.networks import NetworkConfig
 from . import measurements, table
 from .config import AnswersConfig, PromptConfig, RecallConfig, SamplesConfig
-from .measurements import Asked
+from .measurements import StudyInputs
 from .prompting import Prompter
 from .questions import Question
 
@@ -32,7 +32,7 @@ def score(estimator: str, model: str | Path, questions: Sequence[str], *, tokeni
           answers: AnswersConfig | None = None, samples: SamplesConfig | None = None) -> Floats:
     """Returns the score of each question, f64 `[questions]`: the higher, the more likely the network knows.
 
-    Measures what the estimator needs and nothing else.
+    Runs the prompt's pass, and measures what else the estimator needs.
 
     Args:
         estimator: a name of `panel.ESTIMATORS` that learns nothing.
@@ -59,7 +59,7 @@ def score(estimator: str, model: str | Path, questions: Sequence[str], *, tokeni
     language = load_with_tokenizer(model, tokenizer)
     prompter = Prompter(language, config.prompt, examples)
     asked = [Question(str(i), "", text, ("",)) for i, text in enumerate(questions, 1)]
-    study = Asked(config, needs, language, prompter, asked,
+    study = StudyInputs(config, needs, language, prompter, asked,
                   [prompter(question.text, f"question {question.id}") for question in asked])
     rows, options = range(len(asked)), config.signals
     noise = Robustness(language.model, sigma=options.sigma, k=options.noise_samples, seed=options.seed,

@@ -28,7 +28,7 @@ from tilelli_jax.signals.robustness import Robustness
 from ..calibration import calibrator_from_dict
 from ..conclusions import few_groups_warning
 from ..estimators import panel
-from ..estimators.table import QuestionTable
+from ..estimators.table import UNANSWERABLE, QuestionTable
 from ..inputs import networks
 from ..inputs.shards import Shards, fill, stored_items
 from ..inputs.study import Study
@@ -36,11 +36,11 @@ from ..stages import read_result, stage_manifest, without, write_result
 from ..tables import read_columns, write_columns
 from . import evaluate, fit, labelling, measurements, questions, scores, table, verdicts
 from .config import RecallConfig
-from .measurements import Asked
+from .measurements import StudyInputs
 from .prompting import Prompter
 from .scores import Methods, Scope
 from .table import QUESTIONS
-from .verdicts import VerdictRule
+from .verdicts import CalibratedProbe, VerdictRule
 
 MIN_GROUPS = 8
 SIDECAR = "sidecar"  # directory of the sidecar that is best on the validate split
@@ -75,16 +75,18 @@ class RecallStudy(Study[RecallConfig]):
                 read or form too few groups, or the output directory cannot be written.
         """
         networks.check(self.config.network, "network")
-        labelling.check_number(len(self.questions), self.config.split)
-        groups = len(set(labelling.groups(self.questions).tolist()))
+        labelled = [question for question in self.questions
+                    if question.answerable or self.config.questions.task == "answerability"]
+        labelling.check_number(len(labelled), self.config.split)
+        groups = len(set(labelling.groups(labelled).tolist()))
         if groups < MIN_GROUPS and self.config.split.by == "group":
             raise InputError(f"questions.sources: expected at least {MIN_GROUPS} groups (questions with "
                              f"equal text, id or entity form one), found {groups}")
         for line in few_groups_warning(round(groups * self.config.split.test), "questions"):
             self.notify(f"split.test: {line}")
-        for line in [*labelling.few_questions_warning(len(self.questions), self.config.split),
-                     *labelling.missing_groups([question.dataset for question in self.questions],
-                                               [question.entity for question in self.questions],
+        for line in [*labelling.few_questions_warning(len(labelled), self.config.split),
+                     *labelling.missing_groups([question.dataset for question in labelled],
+                                               [question.entity for question in labelled],
                                                self.config.split)]:
             self.notify(f"questions: {line}")
         if self.config.network.train and "facts" in self.config.questions.sources:
@@ -92,7 +94,7 @@ class RecallStudy(Study[RecallConfig]):
         self.stages.open()
 
     @functools.cached_property
-    def drawn(self) -> questions.Drawn:
+    def drawn(self) -> questions.QuestionSet:
         """The questions of the study, and the examples in their prompts."""
         drawn = questions.draw(self.config.questions, self.config.prompt.shots)
         if len(drawn.questions) < self.config.questions.items:
@@ -126,11 +128,16 @@ class RecallStudy(Study[RecallConfig]):
 
     @functools.cached_property
     def prompts(self) -> list[PromptIds]:
+        if "agreement" in self.needs:  # invalid ones are errors before anything is measured
+            for question in self.questions:
+                for text in question.paraphrases:
+                    self.prompter(text, f"a paraphrase of question {question.id}")
         return [self.prompter(question.text, f"question {question.id}") for question in self.questions]
 
     @functools.cached_property
-    def asked(self) -> Asked:
-        return Asked(self.config, self.needs, self.language, self.prompter, self.questions, self.prompts)
+    def inputs(self) -> StudyInputs:
+        return StudyInputs(self.config, self.needs, self.language, self.prompter, self.questions,
+                           self.prompts)
 
     @functools.cached_property
     def signals(self) -> Path:
@@ -153,7 +160,7 @@ class RecallStudy(Study[RecallConfig]):
                                    batch_size=options.batch_size, mesh=self.mesh)
             with shown(len(self.prompts), "signals", "question", done=stored_items(path)) as advance:
                 fill(path, range(len(self.prompts)), options.shard_items,
-                     lambda rows: measurements.signals(self.asked, reader, noise, rows, advance))
+                     lambda rows: measurements.signals(self.inputs, reader, noise, rows, advance))
         if not self.stages.is_complete("signals", manifest):
             self.prompts  # noqa: B018 (raises InputError for an invalid question before the stage starts)
         return self.stages.make("signals", manifest, work)
@@ -167,13 +174,14 @@ class RecallStudy(Study[RecallConfig]):
         options = self.config.answers
         manifest = stage_manifest(
             "answers", **self._inputs, max_new=options.max_new, end_tokens=options.end_tokens,
+            stop_at_line_break=options.stop_at_line_break,
             needs=sorted(self.needs & {"answer_final", "samples"}),
             samples=config_lib.to_dict(self.config.samples) if "samples" in self.needs else None)
 
         def work(path: Path) -> None:
             with shown(len(self.prompts), "answers", "question", done=stored_items(path)) as advance:
                 fill(path, range(len(self.prompts)), self.config.signals.shard_items,
-                     lambda rows: measurements.answers(self.asked, rows, advance))
+                     lambda rows: measurements.answers(self.inputs, rows, advance))
         return self.stages.make("answers", manifest, work)
 
     @functools.cached_property
@@ -192,7 +200,7 @@ class RecallStudy(Study[RecallConfig]):
             with shown(len(self.prompts) * len(needs), "judgements", "reply",
                        done=stored_items(path) * len(needs)) as advance:
                 fill(path, range(len(self.prompts)), self.config.signals.shard_items,
-                     lambda rows: measurements.judgements(self.asked, rows, texts, advance))
+                     lambda rows: measurements.judgements(self.inputs, rows, texts, advance))
         return self.stages.make("judgements", manifest, work)
 
     @functools.cached_property
@@ -211,7 +219,7 @@ class RecallStudy(Study[RecallConfig]):
             done = sum(len(question.paraphrases) for question in self.questions[:stored_items(path)])
             with shown(total, "agreement", "paraphrase", done=done) as advance:
                 fill(path, range(len(self.prompts)), self.config.signals.shard_items,
-                     lambda rows: measurements.agreement(self.asked, rows, texts, advance))
+                     lambda rows: measurements.agreement(self.inputs, rows, texts, advance))
         return self.stages.make("agreement", manifest, work)
 
     @functools.cached_property
@@ -226,8 +234,10 @@ class RecallStudy(Study[RecallConfig]):
             correct = columns["correct"][(columns["dataset"] == name) & (columns["answers"] != "[]")]
             if len(correct):
                 self.notify(f"questions: {name}: {correct.mean():.1%} of {len(correct)} answered correctly")
-        labelling.check_labels(columns["known"], columns["split"], self.config.split)  # before any fit
-        for line in labelling.small_splits_warning(columns["known"], columns["split"], self.config.split):
+        labelled = columns["split"].astype(str) != UNANSWERABLE
+        labels = columns["known"][labelled], columns["split"][labelled]
+        labelling.check_labels(*labels, self.config.split)  # before any fit
+        for line in labelling.small_splits_warning(*labels, self.config.split):
             self.notify(f"questions: {line}")
         return path
 
@@ -266,7 +276,7 @@ class RecallStudy(Study[RecallConfig]):
     def evaluation(self) -> Path:
         """Evaluates all methods on the test split. Returns the directory of result.json."""
         manifest = stage_manifest("evaluate", verdict=self.verdict.name, replicates=self.config.replicates,
-                                  seed=self.config.seed)
+                                  seed=self.config.seed, primary=list(self.config.primary))
         return self.stages.make("evaluate", manifest, self._evaluate)
 
     def export_sidecar(self, command: str) -> Path:
@@ -346,7 +356,9 @@ class RecallStudy(Study[RecallConfig]):
                 write_result(path, {
                     "methods": fitted.info, "seeds": list(options.seeds), "selected_run": best,
                     "calibrator": fitted.calibrators[best].to_dict(), "calibrated_on": data.calibrated_on,
-                    "excluded_datasets": excluded})
+                    "excluded_datasets": excluded, "omitted": fitted.omitted,
+                    "probes": {name: CalibratedProbe(*probe).to_dict()
+                               for name, probe in fitted.probes.items()}})
         scores.write(path, methods)
 
     def _choose_thresholds(self, path: Path) -> None:
@@ -359,14 +371,17 @@ class RecallStudy(Study[RecallConfig]):
             config_lib.to_dict(config.verdict),
             {"name": self.studied.name, "fingerprint": self.studied.fingerprint,
              "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.lens_bfloat16,
-            config.compute.dtype, tuple(self.examples), config.answers))
+            config.compute.dtype, tuple(self.examples), config.answers,
+            {name: CalibratedProbe.from_dict(probe) for name, probe in fit_result["probes"].items()}))
 
     def _evaluate(self, path: Path) -> None:
         run, config = read_result(self.fitted)["selected_run"], self.config
         costs = measurements.costs(self.signals, self.answers, self.judgements, self.agreement)
         write_result(path, evaluate.evaluate(
             self.table, scores.read(self.fitted), run, verdicts.read(self.verdict), config.replicates,
-            config.seed) | {"costs": costs})
+            config.seed, config.primary) | {
+                "costs": costs, "verbalised_without_number": None if self.table.verbalised is None else int(
+                    np.isnan(self.table.verbalised).sum())})
 
     def _notify(self, prefix: str, line: str) -> None:
         self.notify(prefix + line)

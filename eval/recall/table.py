@@ -11,7 +11,7 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 
-from ..estimators import asked
+from ..estimators import judgement
 from ..estimators.likelihood import TokenStatistics
 from ..estimators.samples import Equal, classes, equal_answers
 from ..estimators.table import SPLITS, QuestionTable, Samples
@@ -55,7 +55,7 @@ def build(columns: Mapping[str, Any], signals: Arrays, answers: Arrays, judgemen
         [json.loads(golds) for golds in columns["answers"]],
         final=signals.get("final"), robustness=signals.get("robustness"),
         greedy=_greedy(answers) if answers else None, answer_final=answers.get("answer_final"),
-        p_true=None if logits is None else np.array([asked.p_true(*pair) for pair in logits.tolist()]),
+        p_true=None if logits is None else np.array([judgement.p_true(*pair) for pair in logits.tolist()]),
         verbalised=judgements.get("verbalised"), agreement=agreement.get("agreement"),
         samples=_samples(answers, list(columns["samples"]), equal) if "sample_item" in answers else None)
 

@@ -17,11 +17,38 @@ from tilelli_jax.models.decoder import ComputeConfig
 
 from ..calibration import Calibrator, Temperature, calibrator_from_dict
 from ..checks import Floats
+from ..estimators.interface import LinearProbe
 from ..tables import json_with_nulls
 from ..thresholds import Thresholds, Verdict, guaranteed_thresholds, precision_thresholds, verdict
 from .config import AnswersConfig, PromptConfig, VerdictConfig
 
 FILE = "verdict.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedProbe:
+    """A linear probe of the residual stream, and the map from its score to P(knows)."""
+
+    probe: LinearProbe
+    calibrator: Calibrator
+
+    def probability(self, final: np.ndarray) -> float:
+        """P(knows) from the residual stream at the prompt's last position, `[layers, d_model]`."""
+        score = final[self.probe.layer].astype(float) @ self.probe.weight + self.probe.bias
+        return float(self.calibrator(np.array([score]))[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"layer": self.probe.layer, "weight": [float(value) for value in self.probe.weight],
+                "bias": self.probe.bias, "calibrator": self.calibrator.to_dict()}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> CalibratedProbe:
+        """Reads what `to_dict` returned. Raises ValueError, KeyError or TypeError for another tree."""
+        weight = np.array(tree["weight"], float)
+        if weight.ndim != 1 or not np.isfinite([*weight, float(tree["bias"])]).all():
+            raise ValueError("probes: expected finite numbers, found others")
+        return cls(LinearProbe(int(tree["layer"]), weight, float(tree["bias"])),
+                   calibrator_from_dict(tree["calibrator"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +62,11 @@ class VerdictRule:
             given. They are uncalibrated because a guarantee needs a score that was not fitted to the
             calibration questions, and the calibrator was.
         aim: how the thresholds were chosen: `precision`, `guarantee`, `confidence`.
-        network: the network that the sidecar was trained on: `name`, `contents` (a fingerprint), `n_layers`.
+        network: the network that the sidecar was trained on: `name`, `fingerprint`, `n_layers`.
         prompt, rounded, dtype: the prompt, the rounding of the logit lens and the data type used with it.
         examples: questions with answers in every prompt.
         answers: how the network's answers were generated and graded.
+        probes: the linear probes of the study, by name.
     """
 
     calibrator: Calibrator = Temperature(1.0)
@@ -51,6 +79,7 @@ class VerdictRule:
     dtype: Literal["float32", "bfloat16"] = "float32"
     examples: tuple[tuple[str, str], ...] = ()
     answers: AnswersConfig = AnswersConfig()
+    probes: Mapping[str, CalibratedProbe] = dataclasses.field(default_factory=dict)
 
     def probabilities(self, scores: Floats) -> Floats:
         """Maps log odds to P(knows)."""
@@ -75,7 +104,8 @@ class VerdictRule:
                 "aim": dict(self.aim), "network": dict(self.network),
                 "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded,
                 "dtype": self.dtype, "examples": [list(pair) for pair in self.examples],
-                "answers": config_lib.to_dict(self.answers)}
+                "answers": config_lib.to_dict(self.answers),
+                "probes": {name: probe.to_dict() for name, probe in self.probes.items()}}
 
 
 def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: VerdictConfig) -> Thresholds:
@@ -125,7 +155,9 @@ def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
                        aim, network,
                        config_lib.from_dict(PromptConfig, tree["prompt"], source), bool(tree["rounded"]),
                        ComputeConfig(dtype=tree["dtype"]).dtype, _examples(tree["examples"]),
-                       config_lib.from_dict(AnswersConfig, tree["answers"], source))
+                       config_lib.from_dict(AnswersConfig, tree["answers"], source),
+                       {str(name): CalibratedProbe.from_dict(probe)
+                        for name, probe in dict(tree["probes"]).items()})
 
 
 def _examples(pairs: Any) -> tuple[tuple[str, str], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import sys
 import tempfile
@@ -116,7 +117,9 @@ def exceeds_the_time() -> None:
 
 
 def exceeds_the_memory() -> None:
-    np.ones(1 << 25)
+    """Of its own pages: an array could reuse memory that the process has freed and kept."""
+    with mmap.mmap(-1, 1 << 28) as pages:
+        pages.write(b"x" * (1 << 28))
 
 
 def warns() -> None:

@@ -36,7 +36,15 @@ PROMPTS = (
     "Q: What is the largest planet?\nA:", "日本の首都は", "😀😀😀", "To be, or not to be,", "E = mc", "    ",
     "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "SELECT * FROM", "Il était une fois",
     "1, 1, 2, 3, 5, 8, 13,", "The mitochondria is the", "Photosynthesis converts")
-QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.", "What is 7 times 8?")
+QUESTIONS = (
+    "What is the capital of France?", "Write one sentence about the sea.", "What is 7 times 8?",
+    "Who wrote Emma?", "Name three colours.", "Write a haiku about autumn.", "What does HTTP stand for?",
+    "Translate 'good morning' into French.", "Why is the sky blue?", "List the planets of the solar system.",
+    "Write a Python function that adds two numbers.", "What is the opposite of hot?", "Tell me a joke.",
+    "How many legs does a spider have?", "Who painted the Mona Lisa?", "What is photosynthesis?",
+    "Summarise the story of Romeo and Juliet.", "What is the boiling point of water?",
+    "日本の首都はどこですか？",
+    "Give me a recipe for pancakes.")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +154,7 @@ def test_greedy_answers_are_equal(ours: LanguageModel, theirs: Any, their_tokeni
                                        pad_token_id=0)[0, len(prompt):].tolist()
         if end in expected:
             expected = expected[:expected.index(end)]
-        assert results[f"answer{i}"].tolist() == expected and len(expected) > 5
+        assert results[f"answer{i}"].tolist() == expected and len(expected) > 0
 
 
 def lines_of_text() -> list[str]:

@@ -21,7 +21,6 @@ from tilelli_jax.generation import decoding
 
 from ...thresholds import Thresholds
 from ..answering import MARKERS, answer_ends, answer_text
-from ..config import AnswersConfig
 from ..predictor import KnowledgePredictor
 
 LOW, HIGH = 0.4, 0.7  # bounds of P(knows) for a sidecar without thresholds
@@ -156,7 +155,7 @@ def answer_seeded(predictor: KnowledgePredictor, question: str, thought: str = "
         parts = "its prompt and the thought" if thought else "its prompt"
         raise InputError(f"the question: expected fewer than {max_length} tokens with {parts}, the network's "
                          f"maximum, found {len(ids)}: there is no room for an answer")
-    ends = answer_ends(language, AnswersConfig())
+    ends = answer_ends(language, predictor.rule.answers)
     pieces = decoding.stream_ids(language.model, ids, max_new=min(max_new, max_length - len(ids)),
                                  temperature=0.0, end_ids=ends, chunk=chunk)
     return _states(predictor, prompt, pieces)

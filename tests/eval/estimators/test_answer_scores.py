@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.estimators import asked, likelihood, samples
+from tilelli_jax.eval.estimators import judgement, likelihood, samples
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=7)
 
@@ -50,25 +50,17 @@ def test_a_certain_and_a_uniform_answer() -> None:
     assert (likelihood.sequence_prob(certain), likelihood.self_certainty(certain)) == (0, 6)
 
 
-def test_first_token() -> None:
-    largest, negative_entropy, margin = likelihood.first_token(np.log([0.2, 0.5, 0.3]))
-    assert (largest, margin) == (pytest.approx(0.5), pytest.approx(0.2))
-    assert negative_entropy == pytest.approx(0.2 * math.log(0.2) + 0.5 * math.log(0.5) + 0.3 * math.log(0.3))
-    assert likelihood.first_token([1e4, 0]) == (1, 0, 1)
-
-
 @pytest.mark.parametrize("call", [
     lambda: likelihood.TokenStatistics(np.zeros(0), np.zeros(0), np.zeros(0)),
     lambda: likelihood.TokenStatistics(np.zeros(2), np.zeros(3), np.zeros(2)),
     lambda: likelihood.TokenStatistics(np.array([-np.inf]), np.zeros(1), np.zeros(1)),
-    lambda: likelihood.first_token([1.0]),
     lambda: likelihood.cocoa(0.1, [0.5]), lambda: likelihood.cocoa(-1, []),
     lambda: likelihood.cocoa(-1, [1.1]),
     lambda: samples.predictive_entropy([]), lambda: samples.predictive_entropy([0.1]),
     lambda: samples.predictive_entropy([-1, -2], [1, 0]), lambda: samples.semantic_entropy([-1, -2], [0]),
     lambda: samples.discrete_semantic_entropy([]), lambda: samples.consistency("a", []),
     lambda: samples.lexical_similarity(["a"]), lambda: samples.lexical_similarity("ab"),
-    lambda: samples.eigenscore([[np.nan, 1]]), lambda: asked.p_true(math.nan, 0)])
+    lambda: samples.eigenscore([[np.nan, 1]]), lambda: judgement.p_true(math.nan, 0)])
 def test_invalid_arguments(call: object) -> None:
     with pytest.raises(ValueError, match=r"expected"):
         call()  # type: ignore[operator]
@@ -153,16 +145,17 @@ def test_cocoa() -> None:
 
 
 def test_p_true() -> None:
-    assert asked.p_true(1.5, 1.5) == 0.5
-    assert asked.p_true(math.log(3), 0) == pytest.approx(0.75)
-    assert (asked.p_true(-1e4, 0), asked.p_true(1e4, 0)) == (0, 1)
+    assert judgement.p_true(1.5, 1.5) == 0.5
+    assert judgement.p_true(math.log(3), 0) == pytest.approx(0.75)
+    assert (judgement.p_true(-1e4, 0), judgement.p_true(1e4, 0)) == (0, 1)
 
 
 @pytest.mark.parametrize(("reply", "expected"), [
     ("85%", 0.85), ("I am 85 percent sure", 0.85), ("Confidence: 0.7", 0.7), ("8/10", 0.8), ("8 / 10", 0.8),
-    ("90 out of 100", 0.9), ("7 out of 10", 0.7), ("85", 0.85), ("1", 1), ("0", 0), ("0,5", 0.5),
+    ("90 out of 100", 0.9), ("7 out of 10", 0.7), ("85", 0.85), ("1", 0.01), ("1.0", 1), ("0", 0),
+    ("0,5", 0.5),
     ("100 %", 1), ("1 %", 0.01), ("90/100", 0.9), ("120 %", math.nan), ("11/10", math.nan),
     ("very sure", math.nan),
     ("", math.nan), ("1984 was written by Orwell", math.nan)])
 def test_verbalised(reply: str, expected: float) -> None:
-    assert asked.verbalised(reply) == pytest.approx(expected, nan_ok=True)
+    assert judgement.verbalised(reply) == pytest.approx(expected, nan_ok=True)

@@ -72,12 +72,14 @@ def a_study(out: Path) -> dict[str, Any]:
     for stage in ("signals", "answers", "questions", "fit", "verdict", "evaluation"):
         (stages / stage).mkdir(parents=True)
     write_result(stages / "fit", {"methods": {"sidecar": {}, "first_token_entropy": {}, "words": {}},
-                                  "seeds": [0], "selected_run": 0, "calibrated_on": "calibrate"})
+                                  "seeds": [0], "selected_run": 0, "omitted": {},
+                                  "calibrated_on": "calibrate"})
     verdicts.write(stages / "verdict", rule)
-    write_result(stages / "evaluation", evaluate.evaluate(table, scopes, 0, rule, 400) | {"costs": {}})
+    write_result(stages / "evaluation", evaluate.evaluate(table, scopes, 0, rule, 400) | {
+        "costs": {}, "verbalised_without_number": None})
     stand_in: Any = SimpleNamespace(
         config=RecallConfig(network=NetworkConfig(path="tiny")), out=out, warnings=[],
         **{name: stages / stage for name, stage in (
             ("signals", "signals"), ("answers", "answers"), ("build", "questions"), ("fitted", "fit"),
             ("verdict", "verdict"), ("evaluation", "evaluation"))})
-    return report.write(stand_in, "a study of nothing", {"command": "tilelli recall"})
+    return report.write(report.collect(stand_in, "a study of nothing"), out, {"command": "tilelli recall"})

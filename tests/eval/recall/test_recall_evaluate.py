@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
-
-from tests.error_lines import assert_one_line
-from tilelli_jax.errors import InputError
 from tilelli_jax.eval.conclusions import FEW, compare_with_chance
 from tilelli_jax.eval.estimators import panel
 from tilelli_jax.eval.estimators.table import QuestionTable
@@ -30,6 +27,9 @@ from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stats import Interval
+
+from tests.error_lines import assert_one_line
+from tilelli_jax.errors import InputError
 
 N = 400
 
@@ -175,7 +175,8 @@ def test_conclusions_claim_no_more_than_the_numbers(point: float, low: float, hi
                "methods": {"sidecar": {"auroc": interval, "runs": [point], "ece": interval,
                                        "ece_if_calibrated": 0.03},
                            "first_token_entropy": {"auroc": interval}},
-               "comparisons": [{"baseline": "first_token_entropy", "difference": interval, "p_holm": p_holm}],
+               "comparisons": [{"baseline": "first_token_entropy", "difference": interval, "p_holm": p_holm,
+                                "groups": groups}],
                "cross_dataset": {"a → b": {"questions": 9, "groups": 9, "methods": {}}},
                "fit": {"excluded_datasets": {"c": "few"}}, "warnings": ["The train split is small."]}
     texts = report.conclusions(results)
@@ -205,7 +206,7 @@ def test_every_significant_comparison_has_a_sentence() -> None:
     p_holm = {"first_token_entropy": 0.9, "popularity": 0.02, "length": 0.3, "mahalanobis": 0.001}
     results = {"groups": 60, "methods": {name: {"auroc": interval, "runs": [0.7], "ece": interval,
                                                 "ece_if_calibrated": 0.03} for name in ("sidecar", *p_holm)},
-               "comparisons": [{"baseline": name, "p_holm": p,
+               "comparisons": [{"baseline": name, "p_holm": p, "groups": 60,
                                 "difference": {"point": -0.068, "low": -0.121, "high": -0.02}}
                                for name, p in p_holm.items()],
                "cross_dataset": {}, "fit": {}, "warnings": []}
@@ -215,7 +216,7 @@ def test_every_significant_comparison_has_a_sentence() -> None:
                            "significantly worse.")
     assert [name in text for name, text in zip(("entropy", "popularity", "mahalanobis"), compared)] == 3 * [
         True] and len(compared) == 3, "significant ones, and the negative entropy in any case"
-    assert set(panel.MEANINGS) == set(report.METHODS) == set(panel.ESTIMATORS)
+    assert set(panel.MEANINGS) == set(report.STYLE_ORDER) == set(panel.ESTIMATORS)
 
 
 def test_the_legend_lists_what_is_shown() -> None:

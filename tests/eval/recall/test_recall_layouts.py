@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.estimators.table import UNANSWERABLE, QuestionTable
+from tilelli_jax.eval.recall import evaluate, labelling, questions
+from tilelli_jax.eval.recall.answering import answer, answer_ends, p_true_logits, verbalise
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, SplitConfig
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.recall.questions import Question
+from tilelli_jax.eval.recall.scores import Scores
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.error_lines import assert_one_line
 from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
 from tilelli_jax.errors import InputError
-from tilelli_jax.eval.estimators.table import UNANSWERABLE
-from tilelli_jax.eval.recall import labelling, questions
-from tilelli_jax.eval.recall.answering import answer, answer_ends, p_true_logits, verbalise
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, SplitConfig
-from tilelli_jax.eval.recall.prompting import Prompter
-from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, LanguageModel
 from tilelli_jax.models.vanilla import VanillaConfig
 
@@ -115,6 +117,31 @@ def test_questions_without_an_answer_are_never_wrong_answers() -> None:
     assert UNANSWERABLE not in columns["split"] and columns["correct"].sum() == 50
 
 
+def test_questions_without_an_answer_are_evaluated_apart() -> None:
+    """They are in no comparison of correctness, and not where a fitted question shares their group."""
+    rng = np.random.default_rng(0)
+    n = 400
+    split = np.array(["train", "validate", "calibrate", "test", UNANSWERABLE])[np.arange(n) % 5]
+    known = np.where(split == UNANSWERABLE, 0, rng.integers(0, 2, n))
+    group = np.arange(n)
+    group[4] = group[0]  # an unanswerable question about the subject of a training question
+    empty = np.full(n, "")
+    table = QuestionTable(
+        rng.random((n, 3, 12)), rng.random((n, 10)), rng.random((n, 3, 3)), known, rng.random(n) < 0.1, split,
+        group, empty, empty, np.array(["a", "b"])[rng.integers(0, 2, n)], np.full(n, np.nan), empty, [[]] * n)
+    score = known + rng.standard_normal((1, n)) + 3 * (split != UNANSWERABLE)
+    methods = {name: Scores(score, 1 / (1 + np.exp(-score))) for name in ("sidecar", "first_token_prob")}
+    results = evaluate.evaluate(table, {None: methods, "a": methods}, 0, VerdictRule(), 100)
+    answerable = split != UNANSWERABLE
+    assert (results["questions"], results["unanswerable"]) == (320, 80)
+    assert results["known_all"] == known[answerable].mean()
+    assert sum(summary["unanswerable"] for summary in results["datasets"].values()) == 80
+    of_b = results["cross_dataset"]["a → b"]["questions"]
+    assert of_b == (answerable & (table.dataset == "b") & ~np.isin(group, group[table.dataset == "a"])).sum()
+    apart = results["answerability"]
+    assert apart["questions"] == 80 + 79 and apart["methods"]["sidecar"]["auroc"].point > 0.95
+
+
 # --- Examples in prompts ---------------------------------------------------------------------
 
 
@@ -123,6 +150,19 @@ def write_questions(path: Path, n: int = 60) -> Path:
             for i in range(n)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
+
+
+def test_examples_share_no_group_with_the_study(tmp_path: Path) -> None:
+    """Equal words, or a paraphrase that is an example, too; and the study is as large as asked for."""
+    rows = [{"question": f"who wrote book {i % 50}{'?' * (i >= 50)}", "answers": ["x"]} for i in range(100)]
+    rows[3]["paraphrases"] = ["who wrote book 7", "who wrote book 9"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    drawn = questions.draw(QuestionsConfig(sources=(str(path),), items=80, seed=2), 5)
+    words = [question.text.rstrip("?") for question in drawn.questions]
+    assert len(drawn.questions) == 80 and not set(words) & {one.text.rstrip("?") for one in drawn.examples}
+    texts = {one.text for one in drawn.examples}
+    assert not any(texts & set(question.paraphrases) for question in drawn.questions)
 
 
 def test_examples_are_outside_the_study(tmp_path: Path) -> None:
@@ -169,15 +209,16 @@ def test_chat_with_examples(byte_language: LanguageModel) -> None:
         before + "<user>Why?!<assistant>It is.<user>Right?<assistant>")
 
 
-def test_line_breaks_end_answers_after_examples(byte_language: LanguageModel) -> None:
+def test_line_breaks_end_answers_that_are_not_chats(byte_language: LanguageModel) -> None:
     class Pairs(ByteTokenizer):
         def decode(self, ids: list[int], special: bool = True) -> str:
             return "".join("\n\n" if id == 200 else chr(id) for id in ids)
     language = LanguageModel(byte_language.model, Pairs())
-    config, text = AnswersConfig(), PromptConfig(template="{question}", shots=2)
+    config, text = AnswersConfig(), PromptConfig(template="{question}")
     assert set(answer_ends(language, config, text)) == {10, 200}
-    assert answer_ends(language, config, PromptConfig(template="{question}")) == (10,)
-    assert answer_ends(language, config, PromptConfig(shots=2)) == (10,)
+    assert answer_ends(language, config, PromptConfig()) == answer_ends(language, config) == (10,)
+    assert set(answer_ends(language, AnswersConfig(stop_at_line_break=True), PromptConfig())) == {10, 200}
+    assert answer_ends(language, AnswersConfig(stop_at_line_break=False), text) == (10,)
 
 
 def test_judgements_read_the_logits_after_their_prompt(byte_language: LanguageModel) -> None:

@@ -336,8 +336,8 @@ def test_each_method_of_the_figures_has_its_own_colour(tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "_style_numbers", {})
     a_study(tmp_path)  # writes a report, whose first figure shows all methods
-    for styles in zip(*map(figures.style_of, evaluate.DRAWN)):
-        assert len(set(styles)) == len(evaluate.DRAWN)
+    for styles in zip(*map(figures.style_of, evaluate.IN_FIGURES)):
+        assert len(set(styles)) == len(evaluate.IN_FIGURES)
 
 
 # A chat network with thoughts.

@@ -14,19 +14,18 @@ from typing import Any
 
 import jax
 import pytest
+from tilelli_jax.eval.recall.app import retention
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from bench import page_memory
 from bench.page_memory import MemorySample
 from tests.eval.recall.small import ASKED, MAX_NEW
-from tilelli_jax.eval.recall.app import retention
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
-from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.generation import decoding
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from fastapi.testclient import TestClient
-
 from tilelli_jax.eval.recall.app import handlers, thought_seeding, uploads
 from tilelli_jax.eval.recall.app.page import build, mounted
 from tilelli_jax.eval.recall.app.request_queue import RequestQueue
@@ -38,7 +37,7 @@ API = "/gradio_api"
 def stand_in() -> Any:
     """The part of a request queue that a batch and an answer use."""
     def predict(questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Any]:
-        return [Prediction(question, 0.5, None, 1, "x", None) for question in questions]  # type: ignore[arg-type]
+        return [Prediction(question, 0.5, None, 1, "x", None, {}) for question in questions]  # type: ignore[arg-type]
 
     def answer_seeded(question: str, thought: str = "") -> Iterator[thought_seeding.SeededAnswer]:
         yield from (thought_seeding.SeededAnswer("", question[:n], None) for n in range(1, 4))

@@ -16,10 +16,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tilelli_jax.eval.calibration import calibrator_from_dict
 from tilelli_jax.eval.estimators import panel
 from tilelli_jax.eval.inputs.shards import Shards
-from tilelli_jax.eval.recall import questions
+from tilelli_jax.eval.recall import questions, shipped
 from tilelli_jax.eval.recall import study as study_module
 from tilelli_jax.eval.recall.answering import greedy_ids
-from tilelli_jax.eval.recall.command import compare, main, predict
+from tilelli_jax.eval.recall.command import compare, evaluate_shipped, main, predict
 from tilelli_jax.eval.recall.config import (
     AnswersConfig,
     PromptConfig,
@@ -99,7 +99,8 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "out": str(out), "network": {"path": str(place / "network")}, "prompt": PROMPT,
         "questions": {"sources": [str(place / "questions.jsonl")], "items": N},
         "signals": {"shard_items": 80, "batch_size": 20, "noise_samples": 1},
-        "estimators": ["all"], "samples": {"n": 3, "questions": 200},
+        "estimators": ["all"], "primary": ["sidecar - best_free", "p_true - words"],
+        "samples": {"n": 3, "questions": 200},
         "answers": {"max_new": 3, "batch_size": 20},
         "fit": {"seeds": [0, 1], "sidecar": {"epochs": 8, "d_hidden": 8, "learning_rate": 1e-2},
                 "c_values": [0.1], "saplma_depths": [0.5], "jobs": 1},
@@ -277,7 +278,8 @@ def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.Cap
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == ["w1 w2", "w3"]
     assert f"{rows[0]['p']:.3f}" in shown and set(rows[0]) == {
-        "id", "question", "p", "verdict", "strongest_write_layer", "strongest_write"}
+        "id", "question", "p", "verdict", "strongest_write_layer", "strongest_write", "p_layer_probe",
+        "p_semantic_entropy_probe"}
     assert [row["id"] for row in rows] == ["1", "2"]
 
 
@@ -321,6 +323,60 @@ def test_scores_that_are_learned_need_a_study(place: Path) -> None:
         with pytest.raises(InputError, match=f"estimator: expected one that learns nothing.*found '{name}'"):
             score(name, place / "network", ["w1"])
     assert score("first_token_prob", place / "network", []).shape == (0,)
+
+
+def test_primary_comparisons(place: Path, done: Path, tmp_path: Path,
+                             capsys: pytest.CaptureFixture[str]) -> None:
+    """The differences are those of the full tables; the correction is for these two only."""
+    results = json.loads((done / "results.json").read_text())
+    first, second = results["primary"]
+    assert first["comparison"] == f"sidecar - {results['free']}" and second["comparison"] == "p_true - words"
+    full = {comparison["baseline"]: comparison for comparison in results["comparisons"]}
+    assert first["difference"] == full[results["free"]]["difference"]
+    p = sorted([first["p"], second["p"]])
+    assert sorted([first["p_holm"], second["p_holm"]]) == pytest.approx([min(2 * p[0], 1), max(
+        min(2 * p[0], 1), p[1])])
+    assert "Primary comparisons" in (done / "report.md").read_text()
+    for wrong in ("sidecar", "sidecar - nothing", "sidecar - words - words"):
+        config = write(tmp_path / "a.yaml", options(place, tmp_path / "a", primary=[wrong]))
+        assert main(["--config", config]) == 2
+        assert_one_line(capsys.readouterr().err, "primary: expected 'A - B'", f"found '{wrong}'")
+
+
+def test_linear_probes_predict_the_same(place: Path, done: Path) -> None:
+    columns = read_columns(stage(done, "questions") / "questions.parquet")
+    scores = read(stage(done, "fit"))[None]
+    predictor = KnowledgePredictor.open(place / "network", done / "sidecar")
+    predictions = predictor.predict(columns["question"][:5].tolist())
+    for name in ("layer_probe", "semantic_entropy_probe"):
+        np.testing.assert_allclose([prediction.by_probe[name] for prediction in predictions],
+                                   scores[name].probabilities[0, :5], atol=2e-3)  # float16 in the study
+
+
+def test_a_shipped_study(place: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                         capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluated again from what is shipped, all numbers are those of the study; its sidecar is found."""
+    results = json.loads((done / "results.json").read_text())
+    study = RecallStudy(config_lib.from_dict(RecallConfig, results["config"]), done)
+    monkeypatch.setattr(shipped, "ROOT", tmp_path / "shipped")
+    network = str(place / "network")
+    assert predict(["--model", network, "w1 w2"]) == 2
+    assert_one_line(capsys.readouterr().err, "--sidecar: expected the directory of a sidecar, because none "
+                    f"is shipped for {network}; shipped are those of no network")
+    assert evaluate_shipped(["--shipped", "tiny"]) == 2
+    assert_one_line(capsys.readouterr().err, "--shipped: expected one of none, found 'tiny'")
+    shipped.export(study, results, tmp_path / "shipped" / "tiny")
+    assert evaluate_shipped(["--shipped", "--out", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    for key in set(results) - {"examples", "extremes", "entropy_by_layer"}:
+        assert again[key] == results[key], key
+    for kind, values in results["entropy_by_layer"].items():
+        np.testing.assert_allclose(again["entropy_by_layer"][kind], values, rtol=2e-3)  # float16
+    assert "Examples" not in (tmp_path / "again" / "report.md").read_text()
+    assert predict(["--model", network, "w1 w2"]) == 0
+    assert predict(["--model", network, "--sidecar", str(done / "sidecar"), "w1 w2"]) == 0
+    first, second = capsys.readouterr().out.split("P(knows)")[-2:]
+    assert first.strip() == second.strip()
 
 
 def test_comparing_studies(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

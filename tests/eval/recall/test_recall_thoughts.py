@@ -7,6 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tilelli_jax.eval.recall.answering import answer_text, greedy_ids
+from tilelli_jax.eval.recall.app import thought_seeding
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.recall.verdicts import VerdictRule
+from tilelli_jax.eval.thresholds import Thresholds
 
 from tests.eval.recall.small import (
     ASKED,
@@ -15,12 +22,6 @@ from tests.eval.recall.small import (
 )
 from tests.reference_impl.memorised_text import reciter
 from tilelli_jax.errors import InputError
-from tilelli_jax.eval.recall.answering import answer_text, greedy_ids
-from tilelli_jax.eval.recall.app import thought_seeding
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor
-from tilelli_jax.eval.recall.prompting import Prompter
-from tilelli_jax.eval.thresholds import Thresholds
 from tilelli_jax.loading.language import ByteTokenizer, LanguageModel
 
 
@@ -103,7 +104,7 @@ def reciting_stub(answer: str, **options: Any) -> Any:
     """The part of a predictor that generates: this answer after any question of two letters."""
     prompt = "Q: hi\nA: "
     language = LanguageModel(reciter(prompt.encode() + answer.encode(), **options), ByteTokenizer())
-    return SimpleNamespace(language=language, prompter=Prompter(language, PROMPT))
+    return SimpleNamespace(language=language, prompter=Prompter(language, PROMPT), rule=VerdictRule())
 
 
 def test_answer_streams_and_ends_with_its_line() -> None:

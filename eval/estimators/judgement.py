@@ -19,12 +19,13 @@ def p_true(true_logit: float, false_logit: float) -> float:
 def verbalised(reply: str) -> float:
     """The confidence, 0 to 1, that a reply states in words (Tian et al. 2023, arXiv:2305.14975).
 
-    The first number counts: "85 %", "8/10", "90 out of 100"; without a unit, a number up to 1 is a fraction
-    and a larger one a per cent. NaN if there is none, or if it is above its maximum.
+    The first number counts: "85 %", "8/10", "90 out of 100"; without a unit, a number with a decimal point up
+    to 1 is a fraction and any other one a per cent. NaN if there is none, or if it is above its maximum.
     """
     match = _NUMBER.search(reply)
     if match is None:
         return math.nan
     number, unit = float(match[1].replace(",", ".")), (match[2] or "").replace(" ", "").lower()
-    maximum = 10 if unit in ("/10", "outof10") else 100 if unit or number > 1 else 1
+    is_fraction = not unit and number <= 1 and match[1] != str(int(number))
+    maximum = 10 if unit in ("/10", "outof10") else 1 if is_fraction else 100
     return number / maximum if number <= maximum else math.nan
