@@ -37,7 +37,7 @@ from ..inputs.rows import read_rows, text_of
 from ..inputs.study import provenance_rows, quiet_logs, study_command
 from ..matching import is_match
 from ..tables import format_cell
-from . import matrix, report, shipped
+from . import matrix, report, report_rows, sentences, shipped
 from .config import RecallConfig
 from .predictor import KnowledgePredictor, as_row
 from .questions import ANSWER_COLUMNS, flat, of_rows
@@ -58,7 +58,7 @@ def write_report(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -
     """Runs the study and writes its report and the sidecar. Returns the summary to print."""
     results = report.write(report.collect(study, name), study.out, provenance)
     sidecar = study.export_sidecar(provenance["command"])
-    conclusions = "\n".join(without_markup(text) for text in report.conclusions(results))
+    conclusions = "\n".join(without_markup(text) for text in sentences.conclusions(results))
     return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n\n"
             f"{conclusions}\n\n{_losses(study)}questions and answers: {study.build / QUESTIONS}\n"
             f"sidecar: {sidecar}, of the network {study.studied.path}\n"
@@ -86,7 +86,7 @@ def _next_steps(model: Path, sidecar: Path) -> str:
 
 def _examples(results: Mapping[str, Any]) -> str:
     """Returns a table of some held-out questions for the terminal."""
-    rows = report.example_rows(results)
+    rows = report_rows.example_rows(results)
     return table([list(rows[0]), *([format_cell(cell) for cell in row.values()] for row in rows)], right=(3,))
 
 
@@ -208,7 +208,7 @@ def evaluate_shipped(argv: Sequence[str]) -> int:
     out = options.out or Path("runs", name)
     command_line = shlex.join([*PROG.split(), "evaluate", *argv])
     results = shipped.write_report(name, out, provenance_rows(command_line, "shipped", ()))
-    conclusions = "\n".join(without_markup(text) for text in report.conclusions(results))
+    conclusions = "\n".join(without_markup(text) for text in sentences.conclusions(results))
     print(f"{table(report.summary(results))}\n\n{conclusions}\n\n"
           f"report: {out / 'report.html'} (and report.md)")
     return 0

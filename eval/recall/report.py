@@ -16,12 +16,7 @@ from tilelli_jax.signals.crystallisation import band
 from .. import figures, metrics, selective
 from ..conclusions import (
     CORRECTION,
-    FEW,
     PRR,
-    compare_with_chance,
-    few_groups_warning,
-    format_difference,
-    format_interval,
     format_p,
     is_significant,
 )
@@ -33,16 +28,28 @@ from ..stats import Interval
 from ..tables import json_with_nulls
 from ..tables import write as write_tables
 from . import verdicts as verdict_file
-from .evaluate import IN_FIGURES, MIN_PER_LABEL, VERDICTS
+from .evaluate import IN_FIGURES, VERDICTS
+from .report_rows import (
+    DASH,
+    area_row,
+    comparison_rows,
+    cost_of,
+    dataset_rows,
+    example_rows,
+    interval,
+    method_rows,
+    pareto_set,
+    popularity_rows,
+    transfer_differences,
+    transfer_rows,
+    verdict_rows,
+)
+from .sentences import conclusions
 from .study import RecallStudy
 
 STYLE_ORDER = (*IN_FIGURES, *(name for name in panel.ESTIMATORS if name not in IN_FIGURES))
 CALIBRATORS = {"platt": "Platt scaling", "isotonic": "Isotonic regression",
                "temperature": "Temperature scaling"}
-# Compared with the sidecar in the conclusions, as is every other method that differs significantly.
-COMPARED = ("first_token_entropy", "words", "layer_probe", "prompt_features")
-PART_OF_PASSES = ("final", "answer_final")  # activations of passes that are counted already
-DELTA = "Δ vs sidecar (sidecar − method)"
 Tree = Mapping[str, Any]
 
 
@@ -89,129 +96,6 @@ def write(collected: Tree, out: Path, provenance: Mapping[str, Any]) -> dict[str
     return results
 
 
-def method_rows(results: Tree) -> list[dict[str, Any]]:
-    """Returns the table of methods on the test split, highest AUROC first."""
-    comparisons = {comparison["baseline"]: comparison for comparison in results["comparisons"]}
-    methods = results["methods"]
-    return [{
-        "method": name, "questions": methods[name]["questions"],
-        **{column: _interval(methods[name][key]) for column, key in (
-            ("AUROC", "auroc"), ("AUPRC", "auprc"), ("PRR", "prr"), ("PRR₀.₅", "prr_half"), ("AURC", "aurc"),
-            ("Brier", "brier"), ("ECE", "ece"))},
-        "ECE if calibrated": methods[name]["ece_if_calibrated"],
-        DELTA: _interval(comparisons.get(name, {}).get("difference")),
-        "p (Holm)": comparisons.get(name, {}).get("p_holm"),
-        "forward tokens": cost["forward"], "generated tokens": cost["generated"], "seconds": cost["seconds"]}
-        for name in sorted(methods, key=lambda name: -methods[name]["auroc"]["point"])
-        for cost in [cost_of(name, results)]]
-
-
-def cost_of(method: str, results: Tree) -> dict[str, float]:
-    """Returns what a method costs for one question beyond the prompt's pass.
-
-    Keys: `forward` and `generated` tokens, mean, and `seconds`, median; NaN where it was not measured.
-    """
-    costs = [results["costs"].get(need, dict.fromkeys(("forward", "generated", "seconds"), np.nan))
-             for need in panel.ESTIMATORS[method].needs if need not in PART_OF_PASSES]
-    return {key: float(sum(cost[key] for cost in costs)) for key in ("forward", "generated", "seconds")}
-
-
-def pareto_set(results: Tree) -> list[str]:
-    """Returns the methods, cheapest first, than which no cheaper or equally cheap one has a higher AUROC.
-
-    Controls are left out.
-    """
-    area = {name: tree["auroc"]["point"] for name, tree in results["methods"].items()
-            if name not in panel.CONTROLS and not np.isnan(cost_of(name, results)["seconds"])}
-    best: list[str] = []
-    for name in sorted(area, key=lambda name: (cost_of(name, results)["seconds"], -area[name])):
-        if not best or area[name] > area[best[-1]]:
-            best.append(name)
-    return best
-
-
-def comparison_rows(results: Tree) -> list[dict[str, Any]]:
-    """Returns the table of methods with their most important columns, as text."""
-    return [{"method": row["method"], "AUROC": format_interval(row["AUROC"]),
-             DELTA: "–" if row[DELTA] is None else format_interval(row[DELTA], sign=True),
-             "p (Holm)": format_p(row["p (Holm)"])} for row in method_rows(results)]
-
-
-def dataset_rows(results: Tree) -> list[dict[str, Any]]:
-    """Returns the fractions of known and refused questions in each data set."""
-    return [{"data set": name, "questions": dataset["questions"],
-             **({"without an answer": dataset["unanswerable"]} if results["unanswerable"] else {}),
-             "known": dataset["known"],
-             "refused": dataset["refused"], "known among answered": dataset["known_among_answered"]}
-            for name, dataset in results["datasets"].items()]
-
-
-def example_rows(results: Tree) -> list[dict[str, Any]]:
-    """Returns some held-out questions, highest P(knows) first."""
-    return [{"question": example["question"], "answer": example["answer"],
-             "correct": "yes" if example["correct"] else "no", "P(knows)": example["p"],
-             "verdict": example["verdict"] or "–"} for example in results["examples"]]
-
-
-def verdict_rows(results: Tree) -> list[dict[str, Any]]:
-    """Returns how often the exported sidecar gives each verdict, and its precision."""
-    verdicts = results["verdicts"]
-    return [{"verdict": verdict, "questions": verdicts[verdict]["questions"],
-             "fraction": verdicts[verdict]["fraction"], "known": verdicts[verdict]["known"],
-             "precision": _interval(verdicts[verdict]["precision"])} for verdict in VERDICTS]
-
-
-def transfer_rows(results: Tree) -> list[dict[str, Any]]:
-    """Returns AUROCs within and across data sets; empty for a single data set."""
-    return [*(_area_row(f"within {name}", result) for name, result in results["within_dataset"].items()),
-            *(_area_row(name, result) for name, result in results["cross_dataset"].items())]
-
-
-def transfer_differences(results: Tree) -> list[dict[str, Any]]:
-    """Returns the comparisons within and across data sets; p is corrected within each `questions from`."""
-    return [{"questions from": name, "method": comparison["baseline"], "questions": comparison["questions"],
-             DELTA: _interval(comparison["difference"]), "p (Holm)": comparison["p_holm"]}
-            for name, result in (*((f"within {name}", result)
-                                   for name, result in results["within_dataset"].items()),
-                                 *results["cross_dataset"].items())
-            for comparison in result["comparisons"]]
-
-
-DASH = f"–: fewer than {MIN_PER_LABEL} known or fewer than {MIN_PER_LABEL} unknown questions"  # by popularity
-
-
-def popularity_rows(results: Tree) -> list[dict[str, Any]]:
-    """Returns AUROCs by quartile of popularity; empty where the popularity is unknown."""
-    return [{"data set": name, "popularity": f"{result['from']:g} to {result['to']:g}",
-             "questions": result["questions"], "known": result["known"],
-             **{method: _interval(result.get("methods", {}).get(method, {}).get("auroc"))
-                for method in IN_FIGURES if method in results["methods"]}}
-            for name, bins in results["by_popularity"].items() for result in bins]
-
-
-def conclusions(results: Tree) -> list[str]:
-    """Returns sentences that claim no more than the intervals and corrected p-values support."""
-    sidecar, groups = results["methods"][SIDECAR], results["groups"]
-    area, runs = Interval.from_tree(sidecar["auroc"]), sidecar["runs"]
-    seeds = (f"mean of {len(runs)} seeds, {min(runs):.3f} to {max(runs):.3f}" if len(runs) > 1 else
-             "one seed")
-    texts = [f"The sidecar separates known from unknown held-out questions with AUROC "
-             f"{format_interval(area)} ({seeds}): {_versus_chance(area, groups)}.",
-             *few_groups_warning(groups, "questions"), *results["warnings"]]
-    texts += [_comparison_sentence(comparison, results) for comparison in results["comparisons"]
-              if comparison["baseline"] in COMPARED
-              or is_significant(comparison["p_holm"], comparison["groups"])]
-    texts += [CORRECTION] if results["comparisons"] else []
-    texts.append(f"Calibration: the sidecar's ECE (10 bins) is "
-                 f"{format_interval(Interval.from_tree(sidecar['ece']))}; perfectly calibrated probabilities "
-                 f"would have {sidecar['ece_if_calibrated']:.3f} from sampling alone.")
-    for name, result in results["cross_dataset"].items():
-        texts.append(_transfer_sentence(name, result))
-    for name, reason in results["fit"].get("excluded_datasets", {}).items():
-        texts.append(f"No method is trained on {name} alone: {reason}.")
-    return texts
-
-
 def summary(results: Tree) -> list[list[str]]:
     """Returns the table that the command prints at its end."""
     rows = comparison_rows(results)
@@ -224,46 +108,6 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------
-
-
-def _few_groups(groups: int) -> str:
-    return (f"inconclusive, because these questions form only {groups} groups, and with fewer than {FEW} "
-            "intervals are too narrow and p-values too small")
-
-
-def _versus_chance(area: Interval, groups: int) -> str:
-    return _few_groups(groups) if groups < FEW else compare_with_chance(area, groups)
-
-
-def _comparison_sentence(comparison: Tree, results: Tree) -> str:
-    baseline, groups, p = comparison["baseline"], comparison["groups"], comparison["p_holm"]
-    p_text = "p is undefined" if p is None else f"p {format_p(p)}" if p < 0.001 else f"p = {format_p(p)}"
-    difference = Interval.from_tree(comparison["difference"])
-    if groups < FEW:
-        verdict = _few_groups(groups)
-    elif p is None:
-        verdict = "inconclusive, because the bootstrap replicates do not differ"
-    elif not is_significant(p, groups):
-        verdict = "the difference is not significant"
-    else:
-        verdict = f"the sidecar is significantly {'better' if difference.point > 0 else 'worse'}"
-    below_chance = Interval.from_tree(results["methods"][baseline]["auroc"]).high < 0.5
-    shown = format_difference(difference, is_significant(p, groups))
-    return (f"Sidecar minus {baseline}: ΔAUROC {shown}, paired bootstrap, Holm-corrected {p_text}: "
-            f"{verdict}."
-            + (f" ({baseline} is worse than chance.)" if below_chance else ""))
-
-
-def _transfer_sentence(name: str, result: Tree) -> str:
-    if SIDECAR not in result["methods"]:
-        return (f"Trained on one data set, tested on another ({name}): inconclusive, because the "
-                f"{result['questions']} questions that share no group with the training questions include "
-                "too few known or unknown ones.")
-    metrics = result["methods"][SIDECAR]
-    area = Interval.from_tree(metrics["auroc"])
-    return (f"Trained on one data set, tested on another ({name}): AUROC {format_interval(area)} on "
-            f"{result['questions']} questions in {result['groups']} groups, ECE "
-            f"{metrics['ece']['point']:.3f}: {_versus_chance(area, result['groups'])}.")
 
 
 def _add_summary(report: Document, results: Tree) -> None:
@@ -300,9 +144,9 @@ def _add_primary(report: Document, results: Tree) -> None:
         if comparison["missing"]:
             row["significant"] = f"not tested: {comparison['missing']}"
             continue
-        row |= {"AUROC of A": _interval(comparison["auroc"][a]),
-                "AUROC of B": _interval(comparison["auroc"][b]),
-                "Δ (A − B)": _interval(comparison["difference"]), "p (Holm)": format_p(p),
+        row |= {"AUROC of A": interval(comparison["auroc"][a]),
+                "AUROC of B": interval(comparison["auroc"][b]),
+                "Δ (A − B)": interval(comparison["difference"]), "p (Holm)": format_p(p),
                 "significant": "yes" if is_significant(p, comparison["groups"]) else "no"}
     report.table(rows)
 
@@ -384,7 +228,7 @@ def _add_costs(report: Document, results: Tree) -> None:
                  "seconds, median, in the batches of this study and on its machine")
     if (free := results["free"]) is not None:
         report.table([{"method": comparison["baseline"],
-                       "Δ vs best free score (free − method)": _interval(comparison["difference"]),
+                       "Δ vs best free score (free − method)": interval(comparison["difference"]),
                        "p (Holm)": format_p(comparison["p_holm"])}
                       for comparison in results["comparisons_with_free"]],
                      f"Every method compared with {free}, the free score that is best on the validation "
@@ -400,7 +244,7 @@ def _add_answerability(report: Document, results: Tree) -> None:
         f"No method is trained on these questions. Does its score separate the {results['test']} held-out "
         f"questions, which have an answer, from the {result['questions'] - results['test']} that have none? "
         "An AUROC above 0.5 means that the unanswerable ones get lower scores.")
-    report.table([{"method": name, "AUROC": _interval(metrics["auroc"])} for name, metrics in sorted(
+    report.table([{"method": name, "AUROC": interval(metrics["auroc"])} for name, metrics in sorted(
         result["methods"].items(), key=lambda item: -item[1]["auroc"]["point"])])
 
 
@@ -475,7 +319,7 @@ def _add_transfer(report: Document, results: Tree) -> None:
         report.heading("Without refusals")
         report.paragraph("An answer that refuses or asks for more context is not correct, and is easier to "
                          "predict than an error. AUROCs on the held-out questions without refusals:")
-        report.table([_area_row("answered", results["answered_only"])])
+        report.table([area_row("answered", results["answered_only"])])
     if any(results["by_popularity"].values()):
         report.heading("By popularity")
         report.table(popularity_rows(results))
@@ -501,14 +345,3 @@ def _add_layers(report: Document, results: Tree, c_values: Sequence[float]) -> N
         report.figure("layer-probe", figures.by_depth(curves, unit="validation AUROC", line=0.5),
                       "Validation AUROC of a logistic probe of the residual stream at each layer, with the "
                       f"best C of {list(c_values)}.")
-
-
-def _area_row(name: str, result: Tree) -> dict[str, Any]:
-    return {"questions from": name, "questions": result["questions"], "known": result["known"],
-            **{method: _interval(metrics["auroc"]) for method, metrics in result["methods"].items()
-               if method in (*IN_FIGURES, "length", "popularity")},
-            "ECE, sidecar": _interval(result["methods"].get(SIDECAR, {}).get("ece"))}
-
-
-def _interval(tree: Tree | None) -> Interval | None:
-    return None if tree is None else Interval.from_tree(tree)

@@ -18,7 +18,7 @@ from tilelli_jax.signals.crystallisation import band
 from ...document import keep_intervals
 from ...stages import RESULTS
 from ...tables import Row, markdown
-from .. import report
+from .. import report, report_rows, sentences
 from ..predictor import KnowledgePredictor
 
 MEANING = """
@@ -78,7 +78,7 @@ def find_study(study: str, sidecar: str) -> str | Path:
                 "writes its sidecar; `--study DIR` shows a study in another directory.")
     try:
         results = report.read_results(path)
-        tables(results), report.conclusions(results)
+        tables(results), sentences.conclusions(results)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         reason = (str(error) if isinstance(error, InputError) else
                   f"{path / RESULTS}: expected the results of a recall study, found "
@@ -97,10 +97,11 @@ def example_question(study: str | Path) -> str:
 
 def tables(results: report.Tree) -> list[tuple[str, list[Row]]]:
     """Returns a study's tables with their headings. Raises LookupError or TypeError for other trees."""
-    every = [("Methods", report.comparison_rows(results)), ("Verdicts", report.verdict_rows(results)),
-             ("Data sets", report.dataset_rows(results)),
-             ("Within and across data sets", report.transfer_rows(results)),
-             (f"By popularity ({report.DASH})", report.popularity_rows(results))]
+    every = [("Methods", report_rows.comparison_rows(results)),
+             ("Verdicts", report_rows.verdict_rows(results)),
+             ("Data sets", report_rows.dataset_rows(results)),
+             ("Within and across data sets", report_rows.transfer_rows(results)),
+             (f"By popularity ({report_rows.DASH})", report_rows.popularity_rows(results))]
     return [(title, list(rows)) for title, rows in every if rows]
 
 
@@ -108,7 +109,7 @@ def study_markdown(study: Path) -> str:
     """Returns a study's conclusions and tables as Markdown."""
     results = report.read_results(study)
     texts = [f"### {results.get('name') or study.name}",
-             "\n".join(f"- {text}" for text in report.conclusions(results))]
+             "\n".join(f"- {text}" for text in sentences.conclusions(results))]
     for title, rows in tables(results):
         texts += [f"#### {title}", keep_intervals(markdown(rows))]
     return "\n\n".join(texts)
@@ -116,7 +117,7 @@ def study_markdown(study: Path) -> str:
 
 def metrics_markdown(study: Path) -> str:
     """Returns the table of all metrics of each method as Markdown."""
-    return keep_intervals(markdown(report.method_rows(report.read_results(study))))
+    return keep_intervals(markdown(report_rows.method_rows(report.read_results(study))))
 
 
 def study_figures(study: Path) -> str:

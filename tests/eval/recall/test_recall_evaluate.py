@@ -15,7 +15,7 @@ from tilelli_jax.eval.conclusions import FEW, compare_with_chance
 from tilelli_jax.eval.estimators import panel
 from tilelli_jax.eval.estimators.table import QuestionTable
 from tilelli_jax.eval.inputs.networks import NetworkConfig
-from tilelli_jax.eval.recall import evaluate, labelling, report, scores, verdicts
+from tilelli_jax.eval.recall import evaluate, labelling, report, scores, sentences, verdicts
 from tilelli_jax.eval.recall.config import (
     FitConfig,
     QuestionsConfig,
@@ -179,7 +179,7 @@ def test_conclusions_claim_no_more_than_the_numbers(point: float, low: float, hi
                                 "groups": groups}],
                "cross_dataset": {"a → b": {"questions": 9, "groups": 9, "methods": {}}},
                "fit": {"excluded_datasets": {"c": "few"}}, "warnings": ["The train split is small."]}
-    texts = report.conclusions(results)
+    texts = sentences.conclusions(results)
     versus_chance, comparison = texts[0], next(text for text in texts if "Holm-" in text)
     assert f"paired bootstrap, Holm-corrected {p_text}: " in comparison
     assert ("(interval not corrected)" in comparison) is (p_holm in (0.3, None) or groups < FEW)
@@ -210,7 +210,7 @@ def test_every_significant_comparison_has_a_sentence() -> None:
                                 "difference": {"point": -0.068, "low": -0.121, "high": -0.02}}
                                for name, p in p_holm.items()],
                "cross_dataset": {}, "fit": {}, "warnings": []}
-    compared = [text for text in report.conclusions(results) if "Holm-corrected" in text]
+    compared = [text for text in sentences.conclusions(results) if "Holm-corrected" in text]
     assert compared[1] == ("Sidecar minus popularity: ΔAUROC −0.068 [−0.121, "
                            "−0.020], paired bootstrap, Holm-corrected p = 0.020: the sidecar is "
                            "significantly worse.")

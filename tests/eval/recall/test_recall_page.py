@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tilelli_jax.eval import figures
-from tilelli_jax.eval.recall import evaluate, report, verdicts
+from tilelli_jax.eval.recall import evaluate, report, report_rows, verdicts
 from tilelli_jax.eval.recall.answering import answer_ends
 from tilelli_jax.eval.recall.app import info, thought_seeding
 from tilelli_jax.eval.recall.config import AnswersConfig
@@ -308,8 +308,8 @@ def test_tables_of_the_study(place: Place) -> None:
     assert [row["verdict"] for row in verdict_table] == list(evaluate.VERDICTS) and len(bins) == 8
     area = results["methods"]["sidecar"]["auroc"]
     assert methods[0]["AUROC"] == f"{area['point']:.3f} [{area['low']:.3f}, {area['high']:.3f}]"
-    assert list(methods[0]) == ["method", "AUROC", report.DELTA, "p (Holm)"], "it fits a small window"
-    assert re.fullmatch(r"\+0\.\d{3} \[[−+]0\.\d{3}, \+0\.\d{3}\]", methods[2][report.DELTA])
+    assert list(methods[0]) == ["method", "AUROC", report_rows.DELTA, "p (Holm)"], "it fits a small window"
+    assert re.fullmatch(r"\+0\.\d{3} \[[−+]0\.\d{3}, \+0\.\d{3}\]", methods[2][report_rows.DELTA])
     assert info.example_question(place.study) == results["examples"][0]["question"]
     assert info.example_question("no study") == "Who wrote Emma?"
     folded = info.metrics_markdown(place.study)
