@@ -58,6 +58,7 @@ def uncached(model: Decoder) -> Candidate:
 
 def torch_uncached(config: ModelConfig, variant: str) -> Candidate:
     import torch
+
     from tilelli_jax.convert.torch_networks import build as build_torch
     model, window = on_torch_device(
         build_torch(config_lib.to_dict(config), "written" if variant == "written" else "fast").eval(),

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tilelli_jax.eval.difficulty.scoring import NLLScorer
-from tilelli_jax.eval.difficulty.texts import TextItem
 
 from bench.measure import arguments, in_turn, machine, on_torch_device, ratio, tee
 from tilelli_jax.cli.tables import table
+from tilelli_jax.eval.difficulty.scoring import NLLScorer
+from tilelli_jax.eval.difficulty.texts import TextItem
 from tilelli_jax.loading.store import build
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse
-from tilelli_jax.eval.folds import stratified
-from tilelli_jax.eval.probes import LADDER, Block, ProbeOptions, concatenate_blocks, fit_probe
 
 from bench.measure import arguments, machine, tee
 from tilelli_jax.cli.tables import table
+from tilelli_jax.eval.folds import stratified
+from tilelli_jax.eval.probes import LADDER, Block, ProbeOptions, concatenate_blocks, fit_probe
 
 ROWS, CHEAP, STREAM, LATENTS, ACTIVE = 3500, 8, 1024, 4096, 32
 

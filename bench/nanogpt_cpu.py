@@ -59,9 +59,9 @@ def pytorch(path: str, seed: int) -> None:
 
     import torch
     import torch.nn.functional as F
-    from tilelli_jax.convert.torch_networks import build
 
     from tilelli_jax import config as config_lib
+    from tilelli_jax.convert.torch_networks import build
     from tilelli_jax.training.config import ExperimentConfig
     torch.manual_seed(seed)
     model = build(config_lib.to_dict(config_lib.load(ExperimentConfig, "configs/baby-vanilla.yaml").model))

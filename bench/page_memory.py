@@ -29,13 +29,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.config import PromptConfig
-from tilelli_jax.eval.recall.verdicts import VerdictRule
-
 from bench.measure import arguments, machine, tee
 from tilelli_jax.cli.tables import table
 from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.config import PromptConfig
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.loading import store
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
-from tilelli_jax.eval.stats import PairedBootstrap, permute_labels
 
 from bench.measure import arguments, in_turn, machine, milliseconds, ratio, tee
 from tilelli_jax.cli.tables import table
+from tilelli_jax.eval.stats import PairedBootstrap, permute_labels
 
 ITEMS, SCORES, REPLICATES, PERMUTATIONS = 1500, 5, 2000, 10_000
 

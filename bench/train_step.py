@@ -79,6 +79,7 @@ def our_step(config: ModelConfig, scan_layers: bool = True) -> Candidate:
 def torch_step(config: ModelConfig, variant: str) -> Candidate:
     """PyTorch's step on the same network."""
     import torch
+
     from tilelli_jax.convert.torch_networks import build
     form: Literal["written", "fast"] = "written" if variant == "written" else "fast"
     model, data = on_torch_device(build(config_lib.to_dict(config), form),

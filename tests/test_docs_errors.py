@@ -16,9 +16,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import yaml
-from tilelli_jax.eval.difficulty.series import read_series
-from tilelli_jax.eval.inputs.rows import read_rows
-from tilelli_jax.eval.stages import Stages
 
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax import config as config_lib
@@ -31,6 +28,9 @@ from tilelli_jax.data.reading import check_batches
 from tilelli_jax.data.shards import read_shards
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.difficulty.series import read_series
+from tilelli_jax.eval.inputs.rows import read_rows
+from tilelli_jax.eval.stages import Stages
 from tilelli_jax.io import json_text, yaml_text
 from tilelli_jax.io.files import lock, new_directory, read_bytes
 from tilelli_jax.loading import store

@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
+from tilelli_jax.convert.command import main
 from tilelli_jax.estimators.sae import TopKSAE
 
 Arrays = dict[str, np.ndarray]

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.convert import assumptions, torch_networks
-from tilelli_jax.convert.families import family_of
-from tilelli_jax.convert.plan import Plan
-from tilelli_jax.convert.source import open_source
 
 from tests.convert.torch_files import file_config, load_pt, run, save_pt, state_of, weights
 from tests.error_lines import assert_one_line
 from tests.references import STORED, needs
 from tilelli_jax.config import to_dict
+from tilelli_jax.convert import assumptions, torch_networks
+from tilelli_jax.convert.families import family_of
+from tilelli_jax.convert.plan import Plan
+from tilelli_jax.convert.source import open_source
 from tilelli_jax.loading.store import load_config
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig

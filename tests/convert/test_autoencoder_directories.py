@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
+from tilelli_jax.convert.command import main
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading.store import from_arrays
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
@@ -22,6 +21,7 @@ from tests.extras import needs_transformers
 from tests.reference_impl.comparison import assert_same_weights
 from tests.reference_impl.random_weights import random_weights
 from tests.references import STORED, needs
+from tilelli_jax.convert.command import main
 from tilelli_jax.io import tensors
 from tilelli_jax.io.tensors import INDEX, TENSORS
 from tilelli_jax.loading import store

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
 from tests.reference_impl.random_weights import random_network
+from tilelli_jax.convert.command import main
 from tilelli_jax.errors import InputError
 from tilelli_jax.io import files, tensors
 from tilelli_jax.io.tensors import INDEX, TENSORS, Tensor, in_memory, write_directory

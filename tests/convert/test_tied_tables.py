@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
@@ -18,6 +17,7 @@ from tests.extras import needs_transformers
 from tests.reference_impl.comparison import distance
 from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
+from tilelli_jax.convert.command import main
 from tilelli_jax.io.tensors import TENSORS
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig

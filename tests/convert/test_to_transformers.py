@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import optax
 import pytest
-from tilelli_jax.convert.command import main
 
 from tests.error_lines import assert_one_line
 from tests.extras import needs_transformers
 from tests.reference_impl.comparison import distance
 from tests.reference_impl.random_weights import random_network
+from tilelli_jax.convert.command import main
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.loading import store

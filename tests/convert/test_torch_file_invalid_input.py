@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.convert import checkpoint
 
 import tilelli_jax
 from tests.convert.torch_files import (
@@ -31,6 +30,7 @@ from tests.convert.torch_files import (
     weights,
 )
 from tests.error_lines import assert_one_line
+from tilelli_jax.convert import checkpoint
 from tilelli_jax.errors import InputError
 
 torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")

@@ -11,10 +11,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.reference_impl.random_weights import random_weights
+from tilelli_jax.convert.command import main
 from tilelli_jax.io.tensors import TENSORS
 from tilelli_jax.loading.store import from_arrays, load_config
 from tilelli_jax.models import FAMILIES

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
+
+from tests.references import STORED, needs
 from tilelli_jax.eval import calibration, folds
 from tilelli_jax.eval.metrics import auroc, expected_calibration_error, log_loss
 from tilelli_jax.eval.probes import ProbeOptions, fit_probe
-
-from tests.references import STORED, needs
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
 

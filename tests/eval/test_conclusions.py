@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from tilelli_jax.eval import conclusions
 from tilelli_jax.eval.stats import Interval, exact_relabelling
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+
 from tilelli_jax.eval import (
     calibration,
     cascade,

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tilelli_jax.eval import stats
 
 runs = st.lists(st.integers(-50, 50).map(lambda n: n / 8), min_size=1, max_size=5)

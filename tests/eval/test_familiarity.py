@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
+
 from tilelli_jax.eval.familiarity import Familiarity
 from tilelli_jax.eval.metrics import auroc
 

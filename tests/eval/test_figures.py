@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tilelli_jax.eval import figures
 from tilelli_jax.eval.cascade import Costs, frontier, oracle_frontier
 from tilelli_jax.eval.metrics import reliability

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.model_selection import TimeSeriesSplit
+
 from tilelli_jax.eval import folds
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.matching import is_match, is_refusal, recall_words, words
 
 from tests.references import STORED, needs
 from tilelli_jax.data.synthetic import village
+from tilelli_jax.eval.matching import is_match, is_refusal, recall_words, words
 
 CASES = STORED / "recall_cases" / "match_cases.json"
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 from sklearn.metrics import log_loss as their_log_loss
-from tilelli_jax.eval import metrics, selective
 
 from tests.references import STORED, needs
+from tilelli_jax.eval import metrics, selective
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
 

@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from tests.eval.running import draws
 from tilelli_jax.eval import probes
 from tilelli_jax.eval.folds import stratified
 from tilelli_jax.eval.probes import LadderResult, ProbeOptions, fit_ladder, fit_probe
-
-from tests.eval.running import draws
 
 QUICK = ProbeOptions(c_values=(0.01, 0.1), jobs=1)
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+
 from tilelli_jax.eval import tables
 from tilelli_jax.eval.document import Document
 from tilelli_jax.eval.stats import Interval

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.difficulty import texts
 from tilelli_jax.eval.inputs.rows import read_rows, text_of
 from tilelli_jax.eval.recall.questions import of_rows
-
-from tilelli_jax.errors import InputError
 
 ROWS = [{"question": "Who wrote Émile?", "answers": "Rousseau"},
         {"question": "Where?", "answers": "Köln; here"}]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval import selective
 
 from tests.eval.running import draws
+from tilelli_jax.eval import selective
 
 ITEMS = st.lists(st.tuples(st.floats(0, 5), st.integers(0, 2)), min_size=1, max_size=6)
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval import stages
-from tilelli_jax.eval.stages import BusyError, Stages, cached_method, key
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval import stages
+from tilelli_jax.eval.stages import BusyError, Stages, cached_method, key
 from tilelli_jax.io.files import fingerprint
 
 INPUTS = {"data": "a", "options": {"k": 3, "layers": [1, 2]}}

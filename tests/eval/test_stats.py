@@ -11,11 +11,11 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tilelli_jax.eval import stats
-from tilelli_jax.eval.metrics import auroc, expected_calibration_error
 
 from bench.resampling import looped_bootstrap, looped_permutation
 from tests.eval.running import draws
+from tilelli_jax.eval import stats
+from tilelli_jax.eval.metrics import auroc, expected_calibration_error
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.inputs.networks import TrainingStopped
-from tilelli_jax.eval.inputs.study import Study, StudyConfig, study_command
-from tilelli_jax.eval.stages import BusyError
 
 from tests.error_lines import assert_one_line
 from tests.eval.running import write
 from tilelli_jax.cli.command import command
 from tilelli_jax.config import setting
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.inputs.networks import TrainingStopped
+from tilelli_jax.eval.inputs.study import Study, StudyConfig, study_command
+from tilelli_jax.eval.stages import BusyError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+
 from tilelli_jax.eval import tables
 from tilelli_jax.eval.stats import Interval
 

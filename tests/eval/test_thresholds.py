@@ -12,6 +12,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.eval.running import draws
+from tests.references import STORED, needs
 from tilelli_jax.eval.thresholds import (
     GRID,
     Thresholds,
@@ -21,9 +24,6 @@ from tilelli_jax.eval.thresholds import (
     precision_thresholds,
     verdict,
 )
-
-from tests.eval.running import draws
-from tests.references import STORED, needs
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
 Chance = Callable[[np.ndarray], np.ndarray]  # score → probability of a 1

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax import train as train_command
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.inputs.networks import (
     NetworkConfig,
     StudyNetwork,
@@ -16,11 +21,6 @@ from tilelli_jax.eval.inputs.networks import (
     run_path,
     train_network,
 )
-
-from tests.reference_impl.random_weights import random_network
-from tilelli_jax import config as config_lib
-from tilelli_jax import train as train_command
-from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.models import RoutedConfig

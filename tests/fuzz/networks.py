@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main as convert
 
 from tests.convert.torch_files import LITE, file_config, save_pt, state_of, weights
 from tests.fuzz.running import Target
@@ -21,6 +20,7 @@ from tests.reference_impl.random_weights import random_network
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.generate import main as generate
 from tilelli_jax.commands.splice import main as splice
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.generation import abstain_rule
 from tilelli_jax.generation.abstain_rule import AbstainRule

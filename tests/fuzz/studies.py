@@ -11,13 +11,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tilelli_jax.eval.abstention.command import calibrate
-from tilelli_jax.eval.abstention.command import main as abstention
-from tilelli_jax.eval.claims.command import main as claims
-from tilelli_jax.eval.comparison.command import main as comparison
-from tilelli_jax.eval.difficulty.command import main as difficulty
-from tilelli_jax.eval.difficulty.published.command import main as published
-from tilelli_jax.eval.tables import write_columns
 
 from tests.eval.difficulty import synthetic_release
 from tests.fuzz.networks import ABSTAINING, save
@@ -27,6 +20,13 @@ from tests.fuzz.training import TEXT
 from tilelli_jax.data.synthetic import stories
 from tilelli_jax.data.synthetic.village import REGIMES
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.eval.abstention.command import calibrate
+from tilelli_jax.eval.abstention.command import main as abstention
+from tilelli_jax.eval.claims.command import main as claims
+from tilelli_jax.eval.comparison.command import main as comparison
+from tilelli_jax.eval.difficulty.command import main as difficulty
+from tilelli_jax.eval.difficulty.published.command import main as published
+from tilelli_jax.eval.tables import write_columns
 
 ROOT = Path(__file__).parents[2]
 STAGES = "out/stages/**/*"

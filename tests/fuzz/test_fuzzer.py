@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.tables import write_columns
 
 from tests.fuzz import networks, recall, running, studies, training
 from tests.fuzz.cases import Bases, check
@@ -21,6 +20,7 @@ from tests.fuzz.mutators import BY_KIND, kind_of
 from tests.fuzz.running import Target, faults_of, generator, run_target
 from tilelli_jax.cli.command import command
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.tables import write_columns
 from tilelli_jax.io.tensors import in_memory, write_file
 
 QUICK = {target.name: target for target in training.TARGETS

@@ -115,6 +115,7 @@ def pytorch_results(config: dict[str, Any], arrays: dict[str, np.ndarray],
                     form: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """PyTorch's logits, and gradients by name."""
     import torch
+
     from tilelli_jax.convert import torch_networks
 
     ids, probe = (torch.from_numpy(value) for value in inputs())

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.convert.command import main as convert
 
 import tilelli_jax
 from tests.extras import needs_transformers
 from tests.gguf_files import ROUNDED, permuted, write_directory, write_gguf
 from tests.models.test_llama import GEMMA3, LINEAR, LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3, YARN
 from tests.reference_impl.comparison import assert_same_weights
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.errors import InputError
 from tilelli_jax.pretrained import gguf_file
 from tilelli_jax.pretrained.gguf import read_gguf

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tilelli_jax.convert.command import main as convert
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
 from tests.gguf_files import write_directory, write_gguf
 from tests.models.test_llama import LLAMA
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.errors import InputError
 from tilelli_jax.pretrained.gguf import read_gguf
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.convert.command import main as convert
 
 from tests.error_lines import assert_one_line
 from tests.gguf_files import write_gguf
 from tests.models.test_llama import LLAMA
 from tests.reference_impl.random_weights import random_network
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import HuggingFaceTokenizer, load_with_tokenizer
 from tilelli_jax.pretrained.gguf_tokenizer import TOKENIZER, TOKENIZER_CONFIG, tokenizer_files

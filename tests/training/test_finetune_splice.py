@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tilelli_jax.convert.command import main as convert
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.commands.splice import main
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
 

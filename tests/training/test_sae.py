@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from tilelli_jax.convert.command import main as convert
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
 from tests.reference_impl.mixtures import mixtures
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.data.activations import ActivationsConfig, open_activations, write_activations
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.train import main

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 from flax import nnx
-from tilelli_jax.eval.metrics import auroc
 
 from tests.reference_impl.comparison import assert_same_weights
 from tilelli_jax.estimators.fit_sidecar import (
@@ -18,6 +17,7 @@ from tilelli_jax.estimators.fit_sidecar import (
     sidecar_logits,
 )
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
+from tilelli_jax.eval.metrics import auroc
 from tilelli_jax.models.arrays import to_arrays
 
 SMALL = SidecarOptions(d_hidden=8, epochs=15, batch_size=50)

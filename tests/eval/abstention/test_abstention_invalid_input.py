@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.abstention.command import main, part_of
-from tilelli_jax.eval.abstention.config import AbstentionConfig
-from tilelli_jax.eval.abstention.variants import VARIANTS, dependencies
 
 from tests.error_lines import assert_one_line
 from tests.eval.abstention.small import ROOT, SHAPE, options, recipe
 from tests.eval.running import write
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax import config as config_lib
+from tilelli_jax.eval.abstention.command import main, part_of
+from tilelli_jax.eval.abstention.config import AbstentionConfig
+from tilelli_jax.eval.abstention.variants import VARIANTS, dependencies
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tilelli_jax.eval.abstention import prompts
 
 from tilelli_jax.data.synthetic import village
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.abstention import prompts
 
 
 def rows() -> list[dict]:

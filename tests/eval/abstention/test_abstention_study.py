@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.abstention.command import main
-from tilelli_jax.eval.abstention.config import DATA_FILES, AbstentionConfig
-from tilelli_jax.eval.abstention.study import CALIBRATION, PROMPTS, AbstentionStudy
-from tilelli_jax.eval.abstention.variants import VARIANTS
-from tilelli_jax.eval.tables import read_columns
 
 from tests.error_lines import assert_one_line
 from tests.eval.abstention.small import SEEDS, SHAPE, STEPS, N, options
 from tests.eval.running import write
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax import config as config_lib
+from tilelli_jax.eval.abstention.command import main
+from tilelli_jax.eval.abstention.config import DATA_FILES, AbstentionConfig
+from tilelli_jax.eval.abstention.study import CALIBRATION, PROMPTS, AbstentionStudy
+from tilelli_jax.eval.abstention.variants import VARIANTS
+from tilelli_jax.eval.tables import read_columns
 from tilelli_jax.loading import store
 from tilelli_jax.models import VanillaConfig
 from tilelli_jax.models.arrays import to_arrays

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.abstention.command import calibrate
-from tilelli_jax.eval.thresholds import conformal_threshold
 
 import tilelli_jax
 from tests.error_lines import assert_one_line
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.data.turns import user_turn
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.eval.abstention.command import calibrate
+from tilelli_jax.eval.thresholds import conformal_threshold
 from tilelli_jax.generation import abstain_rule
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.store import build

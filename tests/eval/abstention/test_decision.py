@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.eval.running import draws
+from tilelli_jax.data.synthetic.village import ANSWERABLE, REGIMES
 from tilelli_jax.eval.abstention import decision
 from tilelli_jax.eval.abstention.decision import (
     BASELINES,
@@ -21,9 +24,6 @@ from tilelli_jax.eval.abstention.decision import (
 )
 from tilelli_jax.eval.metrics import auroc
 from tilelli_jax.eval.stats import PairedBootstrap, bootstrap_two_way, exact_fraction, holm
-
-from tests.eval.running import draws
-from tilelli_jax.data.synthetic.village import ANSWERABLE, REGIMES
 
 PER_REGIME = 40
 PROMPT_REGIMES = np.repeat(REGIMES, PER_REGIME)

@@ -7,6 +7,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tilelli_jax.data.synthetic import village
 from tilelli_jax.eval.abstention.detectors import (
     distinct,
     has_refusal_phrase,
@@ -15,8 +17,6 @@ from tilelli_jax.eval.abstention.detectors import (
     is_utf8,
     text_quality,
 )
-
-from tilelli_jax.data.synthetic import village
 
 
 @pytest.mark.parametrize(("answer", "refuses"), [

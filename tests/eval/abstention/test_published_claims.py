@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+
 from tilelli_jax.eval.abstention.published_claims import (
     Statement,
     answer_v9,

@@ -14,11 +14,6 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 from scipy.stats import binom
-from tilelli_jax.eval.claims import check
-from tilelli_jax.eval.claims.command import PUBLISHED, TOLERANCE, main
-from tilelli_jax.eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
-from tilelli_jax.eval.claims.measurements import Answer, Measurements
-from tilelli_jax.eval.stats import Interval
 
 from tests.error_lines import assert_one_line
 from tests.reference_impl.memorised_text import reciter
@@ -27,6 +22,11 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.data.synthetic.village import REGIMES
 from tilelli_jax.data.turns import STOP, user_turn
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.eval.claims import check
+from tilelli_jax.eval.claims.command import PUBLISHED, TOLERANCE, main
+from tilelli_jax.eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
+from tilelli_jax.eval.claims.measurements import Answer, Measurements
+from tilelli_jax.eval.stats import Interval
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.signals.names import BLOCK, SIGNALS, direction

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+
 from tilelli_jax.eval.comparison.compare import TESTS, compare
 from tilelli_jax.eval.comparison.report import is_significant, verdicts
 from tilelli_jax.eval.stats import holm

@@ -13,12 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from tilelli_jax.eval.comparison import command, models, report
-from tilelli_jax.eval.comparison.command import main
-from tilelli_jax.eval.comparison.config import ComparisonConfig, TuningConfig, file_name
-from tilelli_jax.eval.comparison.study import ComparisonStudy
-from tilelli_jax.eval.inputs.networks import TrainingStopped
-from tilelli_jax.eval.stages import read_result
 
 from tests.error_lines import assert_one_line
 from tests.eval.running import write
@@ -26,6 +20,12 @@ from tilelli_jax import config as config_lib
 from tilelli_jax import train as train_command
 from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.comparison import command, models, report
+from tilelli_jax.eval.comparison.command import main
+from tilelli_jax.eval.comparison.config import ComparisonConfig, TuningConfig, file_name
+from tilelli_jax.eval.comparison.study import ComparisonStudy
+from tilelli_jax.eval.inputs.networks import TrainingStopped
+from tilelli_jax.eval.stages import read_result
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training import loop
 from tilelli_jax.training.tasks.text import TextTask

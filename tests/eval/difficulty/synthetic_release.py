@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 from flax import nnx
-from tilelli_jax.eval.difficulty.published.command import main
 
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.eval.difficulty.published.command import main
 from tilelli_jax.io.tensors import in_memory, write_file
 from tilelli_jax.loading import store
 

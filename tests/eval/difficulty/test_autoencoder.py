@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tilelli_jax.data.activations import open_activations, write_activations
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.eval.difficulty.autoencoder import SAEEvaluation, _random_sae
 from tilelli_jax.eval.difficulty.config import SAEStageConfig
 from tilelli_jax.eval.difficulty.report import sae_row
 from tilelli_jax.eval.tables import format_cell, json_with_nulls
-
-from tilelli_jax.data.activations import open_activations, write_activations
-from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.signals.patching import PatchedLoss
 

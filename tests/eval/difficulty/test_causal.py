@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+
+from tests.references import STORED, needs
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.eval.difficulty import causal, texts
 from tilelli_jax.eval.difficulty.config import SquadConfig
 from tilelli_jax.eval.difficulty.published.protocol import PROBES
 from tilelli_jax.eval.inputs.rows import read_rows
 from tilelli_jax.eval.stats import holm
-
-from tests.references import STORED, needs
-from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading.store import build, from_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.signals.patching import PatchedText, patched_nll

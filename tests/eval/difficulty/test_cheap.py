@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.difficulty import cheap
 
 from tests.references import STORED, needs
+from tilelli_jax.eval.difficulty import cheap
 
 
 def test_prompt_statistics() -> None:

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from flax import nnx
+
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.eval.difficulty import cheap, series
 from tilelli_jax.eval.difficulty import chronos_data as module
 from tilelli_jax.eval.difficulty.chronos_data import ChronosData
 from tilelli_jax.eval.difficulty.config import CausalConfig, DifficultyConfig, ExtractConfig, SeriesConfig
 from tilelli_jax.eval.difficulty.extract import Extraction, extract
 from tilelli_jax.eval.inputs.networks import NetworkConfig
-
-from tests.error_lines import assert_one_line
-from tests.reference_impl.random_weights import random_network
-from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.loading import store
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, crps
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.difficulty.extract import Extraction, extract
-from tilelli_jax.eval.difficulty.study_data import Measurements
-from tilelli_jax.eval.tables import read_columns
 
 from tests.error_lines import assert_one_line
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.difficulty.extract import Extraction, extract
+from tilelli_jax.eval.difficulty.study_data import Measurements
+from tilelli_jax.eval.tables import read_columns
 
 
 class FakeStudyData:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 from sklearn.linear_model import LogisticRegression
-from tilelli_jax.eval.difficulty import features
-from tilelli_jax.eval.difficulty.features import make_features, read_features
 
 from tests.reference_impl.random_weights import random_weights
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.eval.difficulty import features
+from tilelli_jax.eval.difficulty.features import make_features, read_features
 from tilelli_jax.loading.store import from_arrays
 
 D, N, K = 8, 24, 3

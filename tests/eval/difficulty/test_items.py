@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.error_lines import assert_one_line
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.difficulty.config import DifficultyConfig, ExtractConfig, LabelConfig
 from tilelli_jax.eval.difficulty.items import check_plan, check_split, make_items, read_items
 from tilelli_jax.eval.difficulty.labels import hard_by_quantile
 from tilelli_jax.eval.difficulty.study_data import FeatureBlock
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.tables import read_columns
-
-from tests.error_lines import assert_one_line
-from tilelli_jax.errors import InputError
 
 TRAIN, TEST = ["train"] * 8 + ["purge"] * 2, ["test"] * 6
 

@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.difficulty import cheap
 from tilelli_jax.eval.difficulty.config import (
     DifficultyConfig,
@@ -30,10 +34,6 @@ from tilelli_jax.eval.difficulty.items import make_items, read_items
 from tilelli_jax.eval.difficulty.language_data import LanguageData, split_groups
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.tables import read_columns
-
-from tests.error_lines import assert_one_line
-from tests.reference_impl.random_weights import random_network
-from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import LanguageModel
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig

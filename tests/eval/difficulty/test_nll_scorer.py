@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tilelli_jax.eval.difficulty import labels, texts
-from tilelli_jax.eval.difficulty.config import SquadConfig
-from tilelli_jax.eval.difficulty.scoring import Answers, NLLScorer
-from tilelli_jax.eval.inputs.rows import read_rows
 
 from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.difficulty import labels, texts
+from tilelli_jax.eval.difficulty.config import SquadConfig
+from tilelli_jax.eval.difficulty.scoring import Answers, NLLScorer
+from tilelli_jax.eval.inputs.rows import read_rows
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig

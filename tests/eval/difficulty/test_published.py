@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.error_lines import assert_one_line
+from tests.references import STORED, needs
 from tilelli_jax.eval.difficulty import cheap
 from tilelli_jax.eval.difficulty.published import protocol, stages
 from tilelli_jax.eval.difficulty.published.command import main
@@ -20,9 +23,6 @@ from tilelli_jax.eval.difficulty.published.config import ReleaseCascade, Release
 from tilelli_jax.eval.difficulty.published.files import Release, read_release
 from tilelli_jax.eval.metrics import auroc
 from tilelli_jax.eval.stats import PairedBootstrap
-
-from tests.error_lines import assert_one_line
-from tests.references import STORED, needs
 
 REFERENCE = STORED / "difficulty"
 TINY = REFERENCE / "tiny_world"

@@ -14,8 +14,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, TimeSeriesSplit
 from sklearn.preprocessing import StandardScaler
 from statsmodels.tsa.stattools import acf, adfuller
-from tilelli_jax.eval.difficulty.published.config import load_config
-from tilelli_jax.eval.difficulty.published.files import read_release
 
 from tests.eval.difficulty.synthetic_release import (
     CONTEXT,
@@ -32,6 +30,8 @@ from tests.eval.difficulty.synthetic_release import (
     run,
     write_table,
 )
+from tilelli_jax.eval.difficulty.published.config import load_config
+from tilelli_jax.eval.difficulty.published.files import read_release
 from tilelli_jax.loading import store
 
 

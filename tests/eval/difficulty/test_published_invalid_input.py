@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.difficulty.published.command import main
 
 from tests.error_lines import assert_one_line
 from tests.eval.difficulty.synthetic_release import (
@@ -23,6 +22,7 @@ from tests.eval.difficulty.synthetic_release import (
     write_autoencoder,
     write_table,
 )
+from tilelli_jax.eval.difficulty.published.command import main
 from tilelli_jax.io.tensors import in_memory, write_file
 
 

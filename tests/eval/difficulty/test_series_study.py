@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.difficulty.command import main
-from tilelli_jax.eval.probes import LADDER
-from tilelli_jax.eval.tables import read_columns
 
 from tests.eval.running import stage, write
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.eval.difficulty.command import main
+from tilelli_jax.eval.probes import LADDER
+from tilelli_jax.eval.tables import read_columns
 from tilelli_jax.loading import store
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.t5 import T5Config

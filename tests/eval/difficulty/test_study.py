@@ -14,6 +14,12 @@ import numpy as np
 import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from tests.error_lines import assert_one_line
+from tests.eval.running import stage, write
+from tilelli_jax import config as config_lib
+from tilelli_jax.data.synthetic import stories
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.eval.difficulty.command import main
 from tilelli_jax.eval.difficulty.config import DifficultyConfig
 from tilelli_jax.eval.difficulty.extract import Extraction
@@ -21,12 +27,6 @@ from tilelli_jax.eval.difficulty.report import conclusions_of
 from tilelli_jax.eval.difficulty.scoring import NLLScorer
 from tilelli_jax.eval.selective import aurc
 from tilelli_jax.eval.tables import read_columns
-
-from tests.error_lines import assert_one_line
-from tests.eval.running import stage, write
-from tilelli_jax import config as config_lib
-from tilelli_jax.data.synthetic import stories
-from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.vanilla import VanillaConfig
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.difficulty import labels, texts
-from tilelli_jax.eval.inputs.rows import hugging_face, read_rows
 
 from tests.error_lines import assert_one_line
 from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.difficulty import labels, texts
+from tilelli_jax.eval.inputs.rows import hugging_face, read_rows
 
 SQUAD = {"context": "A cat.", "question": "Who?", "answers": {"text": [" cat "]}, "title": "Cats"}
 HELLASWAG = {"ctx_a": "A cat", "ctx_b": "sits", "endings": [" down.", "up", "by", "on"], "label": "1",

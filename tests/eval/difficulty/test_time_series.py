@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.difficulty import series
 
 from tests.references import STORED, needs
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.difficulty import series
 
 ETTH1 = STORED / "data" / "ETTh1.csv"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tilelli_jax.eval.estimators import judgement, likelihood, samples
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=7)

@@ -17,14 +17,14 @@ pytest.importorskip("lm_eval", reason="lm_eval (extra: lm-eval) is not installed
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
-from tilelli_jax.convert.command import main as convert
-from tilelli_jax.eval.harness import adapter
-from tilelli_jax.eval.harness.adapter import TilelliLM
 
 from tests.extras import needs_transformers
 from tests.hugging_face_directory import BOS, END, WORDS, words_of, write_directory
 from tests.reference_impl.random_weights import random_network
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.harness import adapter
+from tilelli_jax.eval.harness.adapter import TilelliLM
 from tilelli_jax.generation.decoding import ContinuedIds, generate_ids
 from tilelli_jax.loading import store
 from tilelli_jax.models.llama import LlamaConfig

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.calibration import Platt
-from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
-from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.eval.recall.small import (
     AIM,
@@ -19,6 +15,10 @@ from tests.eval.recall.small import (
     sidecar_of_chance,
 )
 from tests.reference_impl.random_weights import random_network
+from tilelli_jax.eval.calibration import Platt
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
 

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tests.references import STORED
+from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.estimators.table import QuestionTable
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, report, verdicts
@@ -14,9 +17,6 @@ from tilelli_jax.eval.recall.config import PromptConfig, RecallConfig
 from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stages import write_result
-
-from tests.references import STORED
-from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.vanilla import VanillaConfig

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from tilelli_jax.eval.recall.app.hosts import TrustedHosts, host_of
 
 

@@ -18,10 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from tilelli_jax.eval.recall import app, report
-from tilelli_jax.eval.recall.app import info, thought_seeding
-from tilelli_jax.eval.recall.command import app as app_command
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 
 from tests.error_lines import assert_one_line
 from tests.eval.recall.small import (
@@ -31,6 +27,10 @@ from tests.eval.recall.small import (
     Place,
 )
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.recall import app, report
+from tilelli_jax.eval.recall.app import info, thought_seeding
+from tilelli_jax.eval.recall.command import app as app_command
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
+
+from tests.error_lines import assert_one_line
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.conclusions import FEW, compare_with_chance
 from tilelli_jax.eval.estimators import panel
 from tilelli_jax.eval.estimators.table import QuestionTable
@@ -27,9 +30,6 @@ from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stats import Interval
-
-from tests.error_lines import assert_one_line
-from tilelli_jax.errors import InputError
 
 N = 400
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.recall import evaluate
 from tilelli_jax.eval.recall.config import SplitConfig
 from tilelli_jax.eval.recall.labelling import (
@@ -15,8 +17,6 @@ from tilelli_jax.eval.recall.labelling import (
     missing_groups,
     small_splits_warning,
 )
-
-from tilelli_jax.errors import InputError
 
 DEFAULT = SplitConfig()
 

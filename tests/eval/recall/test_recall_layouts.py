@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
+from tests.references import STORED, needs
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.estimators.table import UNANSWERABLE, QuestionTable
 from tilelli_jax.eval.recall import evaluate, labelling, questions
 from tilelli_jax.eval.recall.answering import answer, answer_ends, p_true_logits, verbalise
@@ -16,11 +21,6 @@ from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.eval.recall.scores import Scores
 from tilelli_jax.eval.recall.verdicts import VerdictRule
-
-from tests.error_lines import assert_one_line
-from tests.reference_impl.random_weights import random_network
-from tests.references import STORED, needs
-from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, LanguageModel
 from tilelli_jax.models.vanilla import VanillaConfig
 

@@ -18,14 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval import figures
-from tilelli_jax.eval.recall import evaluate, report, report_rows, verdicts
-from tilelli_jax.eval.recall.answering import answer_ends
-from tilelli_jax.eval.recall.app import info, thought_seeding
-from tilelli_jax.eval.recall.config import AnswersConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
-from tilelli_jax.eval.recall.verdicts import VerdictRule
-from tilelli_jax.eval.thresholds import Thresholds
 
 from tests.eval.recall.small import (
     AIM,
@@ -39,6 +31,14 @@ from tests.eval.recall.small import (
     sidecar_of_chance,
 )
 from tests.references import needs
+from tilelli_jax.eval import figures
+from tilelli_jax.eval.recall import evaluate, report, report_rows, verdicts
+from tilelli_jax.eval.recall.answering import answer_ends
+from tilelli_jax.eval.recall.app import info, thought_seeding
+from tilelli_jax.eval.recall.config import AnswersConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
+from tilelli_jax.eval.recall.verdicts import VerdictRule
+from tilelli_jax.eval.thresholds import Thresholds
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.signals.crystallisation import BY_LAYER, band
 

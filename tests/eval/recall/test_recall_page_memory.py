@@ -14,18 +14,19 @@ from typing import Any
 
 import jax
 import pytest
-from tilelli_jax.eval.recall.app import retention
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
-from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from bench import page_memory
 from bench.page_memory import MemorySample
 from tests.eval.recall.small import ASKED, MAX_NEW
+from tilelli_jax.eval.recall.app import retention
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.generation import decoding
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from fastapi.testclient import TestClient
+
 from tilelli_jax.eval.recall.app import handlers, thought_seeding, uploads
 from tilelli_jax.eval.recall.app.page import build, mounted
 from tilelli_jax.eval.recall.app.request_queue import RequestQueue

@@ -8,19 +8,19 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import expit
-from tilelli_jax.convert.command import main as convert
-from tilelli_jax.eval.calibration import Platt
-from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.config import PromptConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor
-from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.error_lines import assert_one_line
 from tests.eval.recall.small import VANILLA
 from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.eval.calibration import Platt
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.config import PromptConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.loading import store
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tilelli_jax.eval.recall.splits import FRACTIONS, group_ids, grouped_splits, published_splits
 
 # --- Published -----------------------------------------------------------------------------

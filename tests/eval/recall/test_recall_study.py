@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from tests.error_lines import assert_one_line
+from tests.eval.running import stage, write
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.calibration import calibrator_from_dict
 from tilelli_jax.eval.estimators import panel
 from tilelli_jax.eval.inputs.shards import Shards
@@ -33,14 +41,6 @@ from tilelli_jax.eval.recall.score import score
 from tilelli_jax.eval.recall.scores import read
 from tilelli_jax.eval.recall.study import RecallStudy
 from tilelli_jax.eval.tables import read_columns
-
-from tests.error_lines import assert_one_line
-from tests.eval.running import stage, write
-from tests.reference_impl.random_weights import random_network
-from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.sae import SAEConfig
-from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.models.arrays import to_arrays

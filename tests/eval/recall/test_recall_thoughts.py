@@ -7,13 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.recall.answering import answer_text, greedy_ids
-from tilelli_jax.eval.recall.app import thought_seeding
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor
-from tilelli_jax.eval.recall.prompting import Prompter
-from tilelli_jax.eval.recall.verdicts import VerdictRule
-from tilelli_jax.eval.thresholds import Thresholds
 
 from tests.eval.recall.small import (
     ASKED,
@@ -22,6 +15,13 @@ from tests.eval.recall.small import (
 )
 from tests.reference_impl.memorised_text import reciter
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.recall.answering import answer_text, greedy_ids
+from tilelli_jax.eval.recall.app import thought_seeding
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.recall.verdicts import VerdictRule
+from tilelli_jax.eval.thresholds import Thresholds
 from tilelli_jax.loading.language import ByteTokenizer, LanguageModel
 
 

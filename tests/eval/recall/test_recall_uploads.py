@@ -10,9 +10,8 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 
-from tilelli_jax.eval.recall.app.uploads import check
-
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.recall.app.uploads import check
 
 
 @pytest.fixture
