@@ -65,6 +65,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                         help="type of the stored weights; by default that of SOURCE")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="setting of the network's configuration that SOURCE does not specify")
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH",
+                        help="tokenizer.json, or a directory that contains it, in place of SOURCE's own")
     parser.add_argument("--to", choices=("torch", "hf", *AUTOENCODERS),
                         help="SOURCE is a model directory. hf: a Hugging Face directory, which transformers "
                              "loads; torch: the original layout, a .pt file for routed, vanilla, sae and "
@@ -78,14 +80,17 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         raise InputError("--inspect: expected SOURCE alone")
     if not options.inspect and options.out is None:
         raise InputError("expected SOURCE and OUT (or --inspect SOURCE)")
-    if options.to and (options.family or options.map or options.settings or options.check):
-        raise InputError("--to: expected no --from, --map, --set or --check")
+    if options.to and (options.family or options.map or options.settings or options.check
+                       or options.tokenizer):
+        raise InputError("--to: expected no --from, --map, --set, --tokenizer or --check")
     return options
 
 
 def _open_and_plan(options: argparse.Namespace) -> tuple[source.Source, Plan | None, str]:
     """Returns the source, the conversion plan (None if there is none), and the error message or ""."""
     opened = source.open_source(options.source)
+    if options.tokenizer:
+        opened = opened.with_tokenizer(options.tokenizer)
     if options.map:
         opened = opened.renamed(source.read_map(options.map))
     try:
@@ -154,6 +159,9 @@ def _convert_back(options: argparse.Namespace) -> int:
     tensors = with_progress(arrays, "converting", options.source, vanished)
     to_torch.write(config, tensors, options.source, options.out, options.to)
     _report(config.family, arrays, time.perf_counter() - start, options.out, vanished)
+    if options.to == "saelens" and 0 < getattr(config, "max_active", 0) < config.n_latents:
+        print(f"note: max_active={config.max_active} is not stored: SAELens keeps all latents above the "
+              "threshold", file=sys.stderr)
     return 0
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.cli.tables import table
+from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.mapping import LAYOUTS, reason_to_ignore
 
@@ -34,6 +35,10 @@ def report(source: Source, plan: Plan | None, problem: str) -> str:
         lines.append(f"family {plan.family}; configuration:")
         lines += [f"  {key}: {value}" for key, value in config_lib.to_dict(plan.config).items()]
         lines += [f"note: {note}" for note in plan.notes]
+    try:
+        source.generated()
+    except InputError as error:
+        lines.append(f"its tokenizer cannot be converted (--tokenizer names another): {error}")
     return "\n".join([*lines, *([f"cannot be converted: {problem}"] if problem else [])])
 
 

@@ -27,7 +27,7 @@ from tilelli_jax.io.tensors import (
 )
 from tilelli_jax.pretrained.gguf import read_gguf
 from tilelli_jax.pretrained.gguf_file import is_gguf
-from tilelli_jax.pretrained.gguf_tokenizer import tokenizer_files
+from tilelli_jax.pretrained.gguf_tokenizer import TOKENIZER, tokenizer_files
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
 
 from . import checkpoint
@@ -59,7 +59,7 @@ class Source:
         state_key: key of the state dict in a `.pt` file; "" if the file itself is the state dict.
         config_key: key of the configuration in a `.pt` file; "" if it has none.
         companions: files that are copied unchanged.
-        generated: makes further files of the model directory: name → content.
+        generated: makes further files of the model directory: name → content; raises InputError if it cannot.
         formats: formats of the tensors of a GGUF file, by name in the file.
         architecture: architecture of a GGUF file.
     """
@@ -102,6 +102,18 @@ class Source:
                                  f"{original_names[new]} and {self.original_names.get(name, name)}")
             tensors[new], original_names[new] = tensor, self.original_names.get(name, name)
         return dataclasses.replace(self, tensors=tensors, original_names=original_names)
+
+    def with_tokenizer(self, path: Path) -> Source:
+        """Returns the source with the tokenizer of a directory, or of the one that contains tokenizer.json.
+
+        Raises:
+            InputError: there is none.
+        """
+        directory = path if path.is_dir() else path.parent
+        if not (directory / TOKENIZER).is_file() or path not in (directory, directory / TOKENIZER):
+            raise InputError(f"--tokenizer: expected {TOKENIZER} or a directory that contains it, found "
+                             f"{path}")
+        return dataclasses.replace(self, companions=companions_of(directory), generated=dict)
 
     def renamed(self, names: Mapping[str, str | None]) -> Source:
         """Returns the source renamed by a user's map; drops tensors that the map gives no name.

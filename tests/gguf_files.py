@@ -1,4 +1,7 @@
-"""GGUF files of tiny networks, written with the package `gguf` as llama.cpp's convert_hf_to_gguf.py does."""
+"""GGUF files of tiny networks, written with the package `gguf` as llama.cpp's convert_hf_to_gguf.py does.
+
+Two keys are more than that program writes: the second end token of a network, and Mistral's window.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from bench import (
     recall,
     resampling,
     sae,
+    smollm2,
     train_step,
 )
 from tests.extras import needs_torch, needs_transformers
@@ -85,15 +86,34 @@ def test_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("QUESTIONS", 4), ("TIME", 24), ("NEW", 3), ("SAMPLES", 2), ("BATCH", 2),
                         ("JUDGED", 30)):
         monkeypatch.setattr(panel, name, value)
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        panel.compare(*llama_directories(tmp_path), 1, print_line, lambda side, part: 1.0)
+    assert [line.split()[0] for line in lines_of(tmp_path / "table.txt")[2:]] == [
+        "prompt", "answer", "judgement", "samples"]
+
+
+def llama_directories(path: Path) -> tuple[Path, Path]:
+    """A small network as a model directory and as a Hugging Face directory."""
     config = LlamaConfig(vocab_size=97, d_model=16, layers=("full",) * 3, n_heads=2, n_kv_heads=1, d_head=8,
                          d_hidden=24, max_seq_len=64)
     model = random_network(config, 0)[0]
-    store.save(model, tmp_path / "ours")
-    model.save_pretrained(tmp_path / "theirs")
+    store.save(model, path / "ours")
+    model.save_pretrained(path / "theirs")
+    return path / "ours", path / "theirs"
+
+
+@needs_transformers
+@pytest.mark.exhaustive
+def test_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TIME", 8), ("PROMPT", 4), ("FEW", 2), ("MANY", 5), ("BATCHES", (1, 2))):
+        monkeypatch.setattr(smollm2, name, value)
+    directories = llama_directories(tmp_path)
     with measure.tee(tmp_path / "table.txt") as print_line:
-        panel.compare(tmp_path / "ours", tmp_path / "theirs", 1, print_line, lambda side, part: 1.0)
-    assert [line.split()[0] for line in lines_of(tmp_path / "table.txt")[2:]] == [
-        "prompt", "answer", "judgement", "samples"]
+        smollm2.compare("bfloat16", *directories, 1, print_line)
+        smollm2.memory(directories[0], print_line)
+    heads = [line.split("  ")[0] for line in lines_of(tmp_path / "table.txt")]
+    assert heads.count("ours") == 3 and heads.count("transformers, eager") == 3
+    assert {"forward, 2 × 8, bfloat16", "greedy decoding, batch 2, bfloat16", "memory"} <= set(heads)
 
 
 def test_compile_time(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ..plan import Plan, SourceFamily, configured, key_of, make_plan
 from ..source import Source
 from .common import cannot_infer
 from .sae_folding import Folding
-from .sae_layouts import NAMES, layout_of, sizes
+from .sae_layouts import NAMES, SAELayout, layout_of, sizes
 
 UNIT_NORM_AXES: dict[Literal["rows", "columns"], int] = {"columns": 0, "rows": 1}  # rows take precedence
 UNIT_NORM_TOLERANCE = 1e-2  # a norm counts as 1 within this; bfloat16 needs it
@@ -26,6 +26,11 @@ UNIT_NORM_TOLERANCE = 1e-2  # a norm counts as 1 within this; bfloat16 needs it
 
 def _plan(source: Source, overrides: Sequence[str]) -> Plan:
     layout = layout_of(source)
+    plan = _plan_of(layout, source, overrides)
+    return dataclasses.replace(plan, remarks=(*plan.remarks, *layout.remarks))
+
+
+def _plan_of(layout: SAELayout, source: Source, overrides: Sequence[str]) -> Plan:
     names = layout.names
     d_model, n_latents = sizes(source, names["encoder.kernel"])
     inferred = {"family": "sae", "d_model": d_model, "n_latents": n_latents, **layout.settings}

@@ -20,6 +20,7 @@ from .common import shape_of
 from .sae_folding import Folding
 
 # Hooks of TransformerLens, and their names there that differ from ours.
+HEAD_OUTPUTS = re.compile(r".*\.hook_z")
 HOOK = re.compile(r"(blocks|encoder|decoder)\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
 THEIR_HOOKS = {"mlp_write": "mlp_out"}
 OUR_HOOKS = {theirs: ours for ours, theirs in THEIR_HOOKS.items()}
@@ -74,6 +75,10 @@ TRAINING_KEYS = {
     "topk_threshold_lr", "train_batch_size", "train_batch_size_tokens", "training_tokens",
     "use_cached_activations", "use_ghost_grads", "use_matryoshka_aux_loss", "use_sparse_activations",
     "verbose", "wandb_entity", "wandb_id", "wandb_log_frequency", "wandb_project"}
+# Keys in the metadata of version 6 that change what the autoencoder reads or writes.
+SUPPORTED_METADATA: dict[str, tuple[Any, ...]] = {
+    "hook_head_index": (None,), "seqpos_slice": (None, [None], []), "hook_name_out": (None,),
+    "hook_head_index_out": (None,)}
 # Classes of dictionary_learning.
 DICTIONARY_CLASSES = ("AutoEncoder", "AutoEncoderNew", "AutoEncoderTopK", "BatchTopKSAE",
                       "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder")
@@ -87,12 +92,14 @@ class SAELayout(NamedTuple):
         settings: settings of our configuration that the source states.
         folding: how its formula differs from ours.
         ignored: patterns of tensor names that are not converted, with the reason.
+        remarks: notes for the user.
     """
 
     names: Names
     settings: dict[str, Any]
     folding: Folding = Folding()
     ignored: Mapping[str, str] = {}
+    remarks: tuple[str, ...] = ()
 
 
 def layout_of(source: Source) -> SAELayout:
@@ -121,10 +128,17 @@ def sizes(source: Source, encoder: Theirs) -> tuple[int, int]:
 
 def _saelens(source: Source) -> SAELayout:
     tree = source.config
-    for key, values in SUPPORTED_VALUES.items():
-        if key in tree and tree[key] not in values:
-            raise InputError(f"{source.path}: {key}: expected {' or '.join(map(repr, values))}, "
-                             f"found {tree[key]!r}")
+    metadata: Any = tree.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    for prefix, stated, supported in (("", tree, SUPPORTED_VALUES),
+                                      ("metadata.", metadata, SUPPORTED_METADATA)):
+        for key, values in supported.items():
+            if key in stated and stated[key] not in values:
+                raise InputError(f"{source.path}: {prefix}{key}: expected "
+                                 f"{' or '.join(map(repr, values))}, found {stated[key]!r}")
+        if HEAD_OUTPUTS.fullmatch(str(name := stated.get("hook_name", stated.get("hook_point")))):
+            raise InputError(f"{source.path}: {prefix}hook_name: expected a hook of the residual stream or "
+                             f"of what is added to it, not of attention heads, found {name!r}")
     is_sparsify = "encoder.weight" in source.tensors and "W_enc" not in source.tensors
     names = dict(SPARSIFY if is_sparsify else NAMES)
     d_model, n_latents = sizes(source, names["encoder.kernel"])
@@ -161,7 +175,18 @@ def _saelens(source: Source) -> SAELayout:
     ignored = {}
     if (factor := source.tensors.get("scaling_factor")) is not None and (factor.read() == 1).all():
         ignored["^scaling_factor$"] = "all ones"
-    return SAELayout(names, settings, folding, ignored)
+    return SAELayout(names, settings, folding, ignored, (*_processing("", tree),
+                                                         *_processing("metadata.", metadata)))
+
+
+def _processing(prefix: str, stated: Mapping[str, Any]) -> list[str]:
+    """Notes on changes of the network's weights (by TransformerLens) before its activations were recorded."""
+    key = "model_from_pretrained_kwargs"
+    options = stated.get(key)
+    return [f"{prefix}{key}.{name}: the activations were those of a network whose weights TransformerLens "
+            "had changed; without that change they differ"
+            for name, value in (options if isinstance(options, dict) else {}).items()
+            if value is True and name.startswith(("center_", "fold_", "refactor_"))]
 
 
 def _activation(source: Source) -> str:

@@ -44,7 +44,7 @@ def classes(answers: Sequence[str], equal: Equal = equal_answers) -> NDArray[np.
 
 
 def predictive_entropy(log_probs: ArrayLike, lengths: ArrayLike | None = None) -> float:
-    """Mean log-probability of the samples, minus a Monte Carlo estimate of the entropy of the answers.
+    """Mean log-probability of the samples: the negative of a Monte Carlo estimate of the answers' entropy.
 
     Malinin & Gales 2021, arXiv:2002.07650.
 
@@ -78,7 +78,7 @@ def semantic_entropy(log_probs: ArrayLike, numbers: ArrayLike) -> float:
 
 
 def discrete_semantic_entropy(numbers: ArrayLike) -> float:
-    """Σ_c (n_c / N) log(n_c / N), minus the entropy of the classes' frequencies, in nats.
+    """Σ_c (n_c / N) log(n_c / N): the negative of the entropy of the classes' frequencies, in nats.
 
     Farquhar et al. 2024, doi:10.1038/s41586-024-07421-0.
     """
@@ -146,9 +146,9 @@ def _fractions(numbers: ArrayLike) -> NDArray[np.float64]:
     return counts / counts.sum()
 
 
-def _check_samples(samples: Sequence[str], least: int = 1) -> None:
-    if isinstance(samples, str) or len(samples) < least:
-        raise ValueError(f"samples: expected at least {least} texts, found {len(samples)}")
+def _check_samples(samples: Sequence[str], minimum: int = 1) -> None:
+    if isinstance(samples, str) or len(samples) < minimum:
+        raise ValueError(f"samples: expected at least {minimum} texts, found {len(samples)}")
 
 
 def _common_subsequence(x: Sequence[str], y: Sequence[str]) -> int:

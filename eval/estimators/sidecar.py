@@ -17,7 +17,7 @@ from .interface import Estimator, Group, Method, Rows, Training
 
 @dataclasses.dataclass(frozen=True)
 class SidecarEstimator(Estimator):
-    """Recall's sidecar on crystallisation and MLP-write specificity ."""
+    """Recall's sidecar on crystallisation and MLP-write specificity."""
 
     group: Group = "prompt"
 

@@ -7,6 +7,7 @@ the same numbers for the same network.
 from __future__ import annotations
 
 import bisect
+import inspect
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -76,8 +77,11 @@ class TilelliLM(TemplateLM):
                  max_length: int | None = None, add_bos_token: bool | None = None,
                  prefix_token_id: int | None = None, enable_thinking: bool | None = None,
                  think_end_token: str | None = None, seed: int = 0, device: str | None = None,
-                 max_batch_size: int | None = None) -> None:
+                 max_batch_size: int | None = None, **unknown: Any) -> None:
         super().__init__()
+        if unknown:
+            known = [name for name in inspect.signature(type(self)).parameters if name != "unknown"]
+            raise InputError(f"model_args: expected {', '.join(known)}, found {min(unknown)}")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InputError(f"batch_size: expected an integer ≥ 1, found {batch_size!r}")
         if dtype not in ("float32", "bfloat16"):

@@ -63,11 +63,6 @@ class QuestionSet(NamedTuple):
     examples: list[Question]
 
 
-def read(config: QuestionsConfig) -> list[Question]:
-    """Returns the questions of a study; see `draw`."""
-    return draw(config).questions
-
-
 def draw(config: QuestionsConfig, shots: int = 0) -> QuestionSet:
     """Samples equally many questions from each source and shuffles them, both with the configured seed.
 

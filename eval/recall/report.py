@@ -176,8 +176,10 @@ def _add_methods(report: Document, results: Tree) -> None:
     figures.reserve_styles([name for name in STYLE_ORDER if name in results["methods"]])
     report.figure("methods", figures.ladder({row["method"]: row["AUROC"] for row in rows}),
                   "AUROC of each method on the held-out questions, with 95 % intervals; the dotted line is "
-                  f"chance. {_legend(list(results['methods']))}")
+                  "chance.")
     report.table(comparison_rows(results))
+    report.table(_method_descriptions(list(results["methods"])), "What each method is. It reads "
+                 + "; ".join(f"{name}: {text}" for name, text in panel.GROUPS.items()))
     few = {name: tree["questions"] for name, tree in results["methods"].items()
            if tree["questions"] < results["test"]}
     if few:
@@ -195,13 +197,11 @@ def _add_methods(report: Document, results: Tree) -> None:
                  "Layer and C (inverse regularisation) that the validation questions selected")
 
 
-def _legend(methods: Sequence[str]) -> str:
-    """Returns what the methods are: those that are shown, and no others."""
-    described = "; ".join(f"{name}: {text}" for name, text in panel.MEANINGS.items()
-                          if name in methods and name not in panel.CONTROLS)
-    controls = [name for name in panel.CONTROLS if name in methods]
-    return f"{described[0].upper()}{described[1:]}." + (
-        f" Controls, which do not read activations: {', '.join(controls)}." if controls else "")
+def _method_descriptions(methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a row for each of these methods: what it is, reads and learns from, and its paper."""
+    return [{"method": name, "what it is": panel.MEANINGS[name], "reads": estimator.group,
+             "learns from": estimator.learns_from, "source": estimator.source or "–"}
+            for name, estimator in panel.ESTIMATORS.items() if name in methods]
 
 
 def _add_costs(report: Document, results: Tree) -> None:
@@ -217,7 +217,7 @@ def _add_costs(report: Document, results: Tree) -> None:
     if len({kind for _, _, kind in points.values()}) > 1:
         figures.reserve_styles(list(panel.GROUPS.values()))
         report.figure("cost", figures.cost_benefit(points, best), "AUROC of each method over its cost. The "
-                      "line joins the Pareto set, the methods than which no cheaper one has a higher AUROC: "
+                      "line joins the Pareto set, the methods for which no cheaper one has a higher AUROC: "
                       f"{', '.join(best)}. The prompt's pass with all its signals takes {pass_seconds:.3g} "
                       "s.")
     rows = [{"method": name, "reads": panel.ESTIMATORS[name].group, **{

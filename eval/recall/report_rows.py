@@ -46,7 +46,7 @@ def cost_of(method: str, results: Tree) -> dict[str, float]:
 
 
 def pareto_set(results: Tree) -> list[str]:
-    """Returns the methods, cheapest first, than which no cheaper or equally cheap one has a higher AUROC.
+    """Returns the methods, cheapest first, for which no cheaper or equally cheap one has a higher AUROC.
 
     Controls are left out.
     """

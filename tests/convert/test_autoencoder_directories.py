@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,12 @@ def test_only_saelens_stores_a_threshold(tmp_path: Path, capsys: pytest.CaptureF
             "bias": w["b_dec"], "threshold": np.float32(0.8)}
     model = from_arrays(config, ours)
     tilelli_jax.save(model, tmp_path / "model")
+    capsys.readouterr()
     assert run(tmp_path / "model", tmp_path / "out", "--to", "saelens") == 0
+    assert not capsys.readouterr().err
+    tilelli_jax.save(from_arrays(dataclasses.replace(config, max_active=N - 1), ours), tmp_path / "bounded")
+    assert run(tmp_path / "bounded", tmp_path / "bounded out", "--to", "saelens") == 0
+    assert f"note: max_active={N - 1} is not stored" in capsys.readouterr().err
     written_config = json.loads((tmp_path / "out" / "cfg.json").read_text())
     assert written_config["architecture"] == "jumprelu" and "k" not in written_config
     arrays = safetensors.numpy.load_file(tmp_path / "out" / FILES["saelens"])

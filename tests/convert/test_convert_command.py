@@ -27,6 +27,7 @@ from tilelli_jax.io.tensors import INDEX, TENSORS
 from tilelli_jax.loading import store
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import FAMILIES
+from tests.models.test_llama import GEMMA3, LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3
 from tilelli_jax.models.arrays import abstract_arrays, to_arrays
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
@@ -52,6 +53,13 @@ NETWORKS: dict[str, Any] = {
     "t5, untied": dataclasses.replace(T5, tie_embeddings=False, scale_decoder_outputs=False),
     "t5, untied and scaled": dataclasses.replace(T5, tie_embeddings=False),
     "t5, tied and not scaled": dataclasses.replace(T5, scale_decoder_outputs=False),
+    "t5, gated": dataclasses.replace(T5, activation="gelu_tanh", gated=True, tie_embeddings=False,
+                                     scale_decoder_outputs=False),
+    "llama": dataclasses.replace(LLAMA, rotary_scaling=LLAMA3),
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gemma3": GEMMA3,
     "chronos": dataclasses.replace(T5, chronos=ChronosConfig(n_tokens=50, context_length=20,
                                                              prediction_length=6, low_limit=-2.0)),
 }
@@ -59,6 +67,7 @@ REFERENCES = ["pythia_tiny/parallel", "gemma4_tiny/e4b", "gemma4_tiny/e2b", "chr
               "recall_cases/tiny_gemma4_with_tokenizer", "difficulty/tiny_world/tiny_base"]
 SLOW_REFERENCES = ["gemma4_tiny/e2b", "recall_cases/tiny_gemma4_with_tokenizer",
                    "difficulty/tiny_world/tiny_base"]
+SIMILAR = ("t5, untied", "t5, gated", "mistral", "qwen2", "qwen3")
 SMALL = ["gpt_neox", "gemma4", "chronos"]
 COMPANIONS = {"tokenizer.json": b'{"version": "1.0"}', "tokenizer_config.json": b"{}",
               "special_tokens_map.json": b"[]", "generation_config.json": b'{"eos_token_id": 1}',
@@ -114,7 +123,7 @@ def file_contents(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("source", "name", "dtype"), [
     pytest.param((name, dtype), name, dtype, id=f"{name}-{dtype}", marks=[pytest.mark.exhaustive] * (
-        (dtype == "bfloat16" and name != "t5") or name == "t5, untied"))  # for others see test_dtype
+        (dtype == "bfloat16" and name != "t5") or name in SIMILAR))  # for others see test_dtype
     for name in NETWORKS for dtype in ("float32", "bfloat16")], indirect=["source"])
 def test_round_trip(source: Path, name: str, dtype: str, tmp_path: Path) -> None:
     """The weights are bitwise equal, and converting back restores tensors and configuration."""
@@ -165,6 +174,22 @@ def test_sharded_directories_both_ways(source: Path, name: str, tmp_path: Path,
     index = json.loads((tmp_path / "back" / INDEX).read_text())["weight_map"]
     assert index.keys() == expected.keys() and len(set(index.values())) > 3
     assert_same_arrays(stored(tmp_path / "back"), expected)
+
+
+@pytest.mark.parametrize("source", [("llama", "float32")], indirect=True)
+def test_rotary_settings_of_older_versions(source: Path, tmp_path: Path) -> None:
+    """Before transformers 5, rope_theta stood beside rope_scaling; kinds had the key type."""
+    tree = config_of(source)
+    rope = tree.pop("rope_parameters")
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    for key in ("rope_type", "type"):
+        (source / "config.json").write_text(json.dumps({
+            **tree, "rope_theta": theta, "rope_scaling": {key: kind, **rope}}))
+        assert run(source, tmp_path / key) == 0
+        assert tilelli_jax.load(tmp_path / key).config == NETWORKS["llama"]
+        assert run(tmp_path / key, tmp_path / f"{key} back", "--to", "torch") == 0
+        assert tilelli_jax.load(tmp_path / f"{key} back").config == NETWORKS["llama"]
+        assert_same_arrays(stored(tmp_path / f"{key} back"), stored(source))
 
 
 @pytest.mark.parametrize("source", [("t5", "float32")], indirect=True)

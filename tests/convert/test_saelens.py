@@ -129,6 +129,16 @@ def test_check_runs_the_formula(tmp_path: Path, capsys: pytest.CaptureFixture[st
      ["normalize_activations: expected 'none', or the factor in activation_scaler.json"]),
     ({"normalize_activations": "covariance_whitening"},
      ["normalize_activations: expected 'none', or the matrices in activation_whitening.safetensors"]),
+    ({"metadata": METADATA | {"hook_head_index": 3}}, ["metadata.hook_head_index: expected None, found 3"]),
+    ({"metadata": METADATA | {"seqpos_slice": [1, None]}},
+     ["metadata.seqpos_slice: expected None or", "[1, None]"]),
+    ({"metadata": METADATA | {"hook_name_out": "blocks.3.hook_mlp_out"}},
+     ["metadata.hook_name_out: expected None"]),
+    ({"metadata": METADATA | {"hook_name": "blocks.3.attn.hook_z"}},
+     ["metadata.hook_name: expected a hook of the residual stream", "not of attention heads",
+      "found 'blocks.3.attn.hook_z'"]),
+    ({"metadata": None, "hook_point": "blocks.3.attn.hook_z"},
+     ["hook_name: expected a hook of the residual"]),
     ({"architecture": "gated"}, ["architecture: expected 'topk' or", "found 'gated'"]),
     ({"activation_fn": "topk"}, ["activation_fn: expected 'relu', found 'topk'"]),
     ({"rescale_acts_by_decoder_norm": True}, ["rescale_acts_by_decoder_norm: expected False"]),
@@ -139,6 +149,16 @@ def test_unsupported_values_of_saelens(tree: dict[str, Any], expected: list[str]
     assert run(source, tmp_path / "out") == 2
     assert_one_line(capsys.readouterr().err, str(source), *expected)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_note_names_changed_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"center_writing_weights": True, "fold_ln": False, "device": "cpu"}
+    source = saelens_directory(tmp_path / "source", {"architecture": "jumprelu", "metadata": METADATA | {
+        "model_from_pretrained_kwargs": options}})
+    assert run(source, tmp_path / "out") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: metadata.model_from_pretrained_kwargs.center_writing_weights: ")
 
 
 def test_constants_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,3 +195,34 @@ def test_saelens_itself_agrees(name: str, tmp_path: Path) -> None:
         metadata = theirs.cfg.metadata
         assert metadata.hook_name == "blocks.3.hook_resid_post" and metadata.prepend_bos is False
         assert metadata.model_name == "pythia-70m" and metadata.context_size == 128
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["TopK", "BatchTopK", "MatryoshkaBatchTopK", "JumpReLU", "Standard"])
+def test_what_saelens_trains_and_saves_is_read(kind: str, tmp_path: Path) -> None:
+    """Its training classes with default settings, saved by `save_inference_model`."""
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
+    sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed")
+    options: dict[str, Any] = {"d_in": D, "d_sae": N}
+    if kind.endswith("TopK"):
+        options["k"] = K
+    if kind == "MatryoshkaBatchTopK":
+        options["matryoshka_widths"] = [N // 2, N]
+    trained = getattr(sae_lens, f"{kind}TrainingSAE")(
+        getattr(sae_lens, f"{kind}TrainingSAEConfig")(**options))
+    arrays = {name: torch.from_numpy(array) for name, array in weights().items() if name != "threshold"}
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if name in arrays:
+                parameter.copy_(arrays[name])
+        if hasattr(trained, "topk_threshold"):
+            trained.topk_threshold.fill_(0.7)
+    metadata = trained.cfg.metadata
+    metadata.model_name, metadata.hook_name = "pythia-70m", "blocks.3.hook_resid_post"
+    trained.save_inference_model(str(tmp_path / "source"))
+    model = converted(tmp_path / "source", tmp_path / "out")
+    assert (model.config.source_model, model.config.layer) == ("pythia-70m", 3)
+    theirs = sae_lens.SAE.load_from_disk(tmp_path / "source")
+    x = torch.from_numpy(rows())
+    with torch.no_grad():
+        assert_same(model, theirs.encode(x).numpy(), theirs(x).numpy())

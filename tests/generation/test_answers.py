@@ -11,16 +11,19 @@ import pytest
 
 import tilelli_jax
 from tests.generation.test_generate_ids import GEMMA, NEOX, VANILLA
-from tests.models.test_llama import LLAMA
+from tests.models.test_llama import GEMMA3, LLAMA
 from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
+from tilelli_jax.generation import answers as answers_module
+from tilelli_jax.generation import decoding
 from tilelli_jax.generation.answers import Answer, generate_answers
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.nn.hooks import Tap
 
 ROUTED = RoutedConfig(d_model=16, n_layers=2, max_seq_len=64)
-CASES = {"gpt_neox": NEOX, "gemma4": GEMMA, "llama": LLAMA, "vanilla": VANILLA, "routed": ROUTED}
+CASES = {"gpt_neox": NEOX, "gemma4": GEMMA, "gemma3": GEMMA3, "llama": LLAMA, "vanilla": VANILLA,
+         "routed": ROUTED}
 PROMPTS = [np.arange(1, 10), np.array([60]), np.arange(50, 53)]
 QUICK = ("gpt_neox", "llama")
 # Sums below 30 in up to four layers, with and without caches; an entropy adds as many terms as tokens.
@@ -68,6 +71,41 @@ def test_statistics_are_those_of_one_pass(name: str) -> None:
             assert len(answer.ids) == max_new and not answer.ended
             check_against_one_pass(model, prompt, answer, [1])
         assert len({tuple(answer.ids.tolist()) for answer in answers.samples}) > 1
+
+
+@pytest.mark.parametrize("name", with_exhaustive(*CASES))
+def test_a_shared_prefix_is_processed_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same result; of two rows with more than the window, only the window is shared."""
+    model, expected = network(name), {"gemma4": 4, "gemma3": 4, "routed": 0}.get(name, 6)
+    shared = np.arange(1, 8)
+    prompts = [np.concatenate([shared, rest]) for rest in ([30, 31, 32], [30], [40, 33])]
+    kwargs: dict[str, Any] = {"n_samples": 2, "max_new": 6, "sample_layers": [1], "end_ids": ()}
+    monkeypatch.setattr(answers_module, "PREFIX_STEP", 2)
+    apart = generate_answers(model, prompts, **kwargs)
+    monkeypatch.setattr(answers_module, "PREFIX_SAVES", 4)
+    prefills = []
+    prefill = decoding.prefill
+    monkeypatch.setattr(decoding, "prefill", lambda graph, params, ids, *args, **kwargs: (
+        prefills.append(ids.shape), prefill(graph, params, ids, *args, **kwargs))[1])
+    together = generate_answers(model, prompts, **kwargs)
+    assert [shape for shape in prefills if shape[0] == 1] == [(1, expected)] * (expected > 0)
+    for prompt, one, other in zip(prompts, apart, together, strict=True):
+        for a, b in zip([one.greedy, *one.samples], [other.greedy, *other.samples], strict=True):
+            np.testing.assert_array_equal(a.ids, b.ids)
+        check_against_one_pass(model, prompt, other.greedy, list(range(model.config.n_layers)))
+        for answer in other.samples:
+            check_against_one_pass(model, prompt, answer, [1])
+
+
+def test_a_prefix_is_shared_where_it_saves_more_than_it_costs() -> None:
+    model, prefix = network("llama"), np.arange(40)
+    n = -(-answers_module.PREFIX_SAVES // 32)
+    prompts = [np.append(prefix, i) for i in range(n + 1)]
+    assert answers_module._shared_prefix(model, prompts) == 32  # a multiple of 16
+    assert answers_module._shared_prefix(model, prompts[:-1]) == 0
+    assert answers_module._shared_prefix(model, [prefix] * 1000) == 32  # one id at least is a prompt's own
+    assert answers_module._shared_prefix(model, [prefix[:32]] * 1000) == 16
+    assert answers_module._shared_prefix(model, []) == 0
 
 
 def test_end_tokens_are_counted_and_end_an_answer() -> None:

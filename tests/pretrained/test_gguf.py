@@ -15,8 +15,13 @@ from tests.extras import needs_transformers
 from tests.gguf_files import ROUNDED, permuted, write_directory, write_gguf
 from tests.models.test_llama import GEMMA3, LINEAR, LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3, YARN
 from tests.reference_impl.comparison import assert_same_weights
+from tilelli_jax.__main__ import main
 from tilelli_jax.convert.command import main as convert
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.recall.config import PromptConfig
+from tilelli_jax.eval.recall.score import score
+from tilelli_jax.io.tensors import read_directory
+from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.pretrained import gguf_file
 from tilelli_jax.pretrained.gguf import read_gguf
 
@@ -62,6 +67,80 @@ def test_files_hold_the_network_of_the_directory(name: str, tmp_path: Path) -> N
     loaded = tilelli_jax.load(write_gguf(tmp_path / "network.gguf", source))
     assert loaded.config == config
     assert_same_weights(loaded, tilelli_jax.load(source))
+
+
+def test_a_file_without_mistral_s_window_has_full_attention(tmp_path: Path) -> None:
+    """llama.cpp's converter does not write it."""
+    source = write_directory(tmp_path / "directory", MISTRAL)
+    path = write_gguf(tmp_path / "network.gguf", source, metadata={"llama.attention.sliding_window": None})
+    assert tilelli_jax.load(path).config == LLAMA
+
+
+@pytest.mark.exhaustive
+@needs_transformers
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_transformers_reads_the_same_network(name: str, tmp_path: Path) -> None:
+    """Its tensors equal ours; the logits too, but for Gemma, of which it drops the scale of the queries."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed here (extra: torch)")
+    import transformers
+
+    from tests.pretrained.test_gguf_tokenizer import byte_level
+    metadata, _ = byte_level({"llama": "smollm", "gemma3": "qwen2"}.get(name, name))
+    config = replace(CONFIGS[name], vocab_size=len(metadata["tokenizer.ggml.tokens"]), end_ids=(2,), bos_id=1)
+    if name == "qwen3":  # transformers ignores the width of a head in the file
+        config = replace(config, d_head=128)
+    write_gguf(tmp_path / "a.gguf", write_directory(tmp_path / "directory", config), tokenizer=metadata)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="a.gguf", dtype=torch.float32).eval()
+    ours = tilelli_jax.load(tmp_path / "a.gguf")
+    ours.save_pretrained(tmp_path / "back")
+    state = theirs.state_dict()
+    for key, tensor in read_directory(tmp_path / "back").items():
+        np.testing.assert_allclose(state[key].numpy(), tensor.read(), rtol=0, atol=1e-6, err_msg=key)
+    if name != "gemma3":
+        ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 9))
+        with torch.no_grad():
+            logits = theirs(torch.from_numpy(ids)).logits.numpy()
+        np.testing.assert_allclose(ours(ids), logits, rtol=0, atol=2e-5 * np.abs(logits).max())
+
+
+def test_commands_and_scores_read_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
+    from tests.pretrained.test_gguf_tokenizer import byte_level
+    metadata, _ = byte_level("smollm")
+    config = replace(LLAMA, vocab_size=len(metadata["tokenizer.ggml.tokens"]))
+    source = write_directory(tmp_path / "directory", config)
+    path = write_gguf(tmp_path / "a.gguf", source, tokenizer=metadata)
+    out = tmp_path / "out"
+    assert convert([str(path), str(out)]) == 0
+    capsys.readouterr()
+    printed = []
+    for model in (path, out):
+        assert main(["generate", "--model", str(model), "--prompt", "a b", "--max-new", "5"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != ""
+    # Sampling settings of its author are not used unasked.
+    (out / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.01, "top_k": 1}')
+    assert main(["generate", "--model", str(out), "--prompt", "a b", "--max-new", "5"]) == 0
+    assert capsys.readouterr().out == printed[0]
+    prompt = PromptConfig(template="{question}\nA:")
+    scores = [score("first_token_entropy", model, ["one", "two three"], prompt=prompt)
+              for model in (path, out)]
+    np.testing.assert_array_equal(*scores)
+    assert np.isfinite(scores[0]).all() and scores[0][0] != scores[0][1]
+
+
+def test_blocks_stay_in_bfloat16_for_a_network_computed_in_it(tmp_path: Path) -> None:
+    """Half the memory, with the same logits as from float32."""
+    source = write_directory(tmp_path / "directory", BLOCKS)
+    path = write_gguf(tmp_path / "network.gguf", source, tensors={
+        "token_embd.weight": (random_blocks("Q8_0", 61, 256), "Q8_0")})
+    halved, stored = (tilelli_jax.load(path, ComputeConfig("bfloat16"), param_dtype=kind) for kind in (
+        None, "stored"))
+    types = [(str(model.embed.kernel.dtype), str(model.final_norm.scale.dtype)) for model in (halved, stored)]
+    assert types == [("bfloat16", "float32"), ("float32", "float32")]
+    ids = np.arange(12)[None]
+    np.testing.assert_array_equal(halved(ids), stored(ids))
 
 
 @pytest.mark.parametrize("format", ["F16", "BF16"])

@@ -219,7 +219,7 @@ def test_chat_template_and_special_tokens(directory: Path, tmp_path: Path) -> No
         assert chat is not None and chat.template == TEMPLATE
         assert chat.special == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
                                 "unk_token": "<|endoftext|>", "pad_token": "<|im_end|>"}
-    assert language.model.config.end_ids == (2, 7) and language.model.config.bos_id == 1
+    assert language.model.config.end_ids == (2, 7, 0) and language.model.config.bos_id == 1
 
 
 def test_converted_tokenizers_are_read_by_transformers(tmp_path: Path) -> None:
@@ -278,6 +278,41 @@ def test_mistakes_leave_nothing_behind(directory: Path, tmp_path: Path, capsys: 
     assert convert([str(path), str(tmp_path / "out")]) == 2
     assert_one_line(capsys.readouterr().err, str(path), f"{KEY}pre: expected one of", "found 'x'")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_another_tokenizer_replaces_the_file_s(directory: Path, tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_gguf(tmp_path / "a.gguf", directory, tokenizer=byte_level("smollm")[0] | {f"{KEY}pre": "x"})
+    files = tokenizer_files({"general.architecture": "llama", **byte_level("qwen2")[0]}, "a.gguf")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, content in files.items():
+        (other / name).write_bytes(content)
+    for named, out in ((other, "one"), (other / TOKENIZER, "two")):
+        assert convert([str(path), str(tmp_path / out), "--tokenizer", str(named)]) == 0
+        assert {name: (tmp_path / out / name).read_bytes() for name in files} == files
+        assert load_with_tokenizer(tmp_path / out).encode("a")
+    capsys.readouterr()
+    assert convert(["--inspect", str(path)]) == 0
+    found = capsys.readouterr().out
+    assert f"its tokenizer cannot be converted (--tokenizer names another): {path}: {KEY}pre: " in found
+    for named in (tmp_path, other / TOKENIZER_CONFIG, tmp_path / "missing"):
+        assert convert([str(path), str(tmp_path / "three"), "--tokenizer", str(named)]) == 2
+        assert_one_line(capsys.readouterr().err, f"--tokenizer: expected {TOKENIZER} or a directory",
+                        str(named))
+    assert not (tmp_path / "three").exists()
+
+
+def test_control_tokens_that_end_a_turn_need_no_key(directory: Path, tmp_path: Path) -> None:
+    """convert_hf_to_gguf.py writes no eot for Gemma. A token that only has such a name is text."""
+    metadata, _ = byte_level("llama-bpe")
+    tokens = ["<|endoftext|>", "<end_of_turn>", "<|im_end|>", *metadata[f"{KEY}tokens"][3:]]
+    tokens[-2], kinds = "<|eot_id|>", list(metadata[f"{KEY}token_type"])
+    assert kinds[-2] == 1
+    path = write_gguf(tmp_path / "a.gguf", directory, tokenizer=metadata | {
+        f"{KEY}tokens": tokens, f"{KEY}eos_token_id": 2, f"{KEY}eot_token_id": None,
+        f"{KEY}unknown_token_id": None})
+    assert load_with_tokenizer(path).model.config.end_ids == (2, 0, 1)
 
 
 def test_missing_packages(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

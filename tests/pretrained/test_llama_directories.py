@@ -125,6 +125,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
                   "final_logit_softcapping: expected None, found 30.0"),
     "bidirectional": (GEMMA3, {"use_bidirectional_attention": True},
                       "use_bidirectional_attention: expected False, found True"),
+    "one section for all layers": (GEMMA3, {"rope_parameters": {"rope_type": "linear", "factor": 8.0}},
+                                   "rope_parameters: expected the sections sliding_attention and "
+                                   "full_attention, found factor"),
     "sliding layers, scaled": (GEMMA3, {"rope_parameters": {
         "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
         "full_attention": {"rope_type": "default", "rope_theta": 1e6}}},

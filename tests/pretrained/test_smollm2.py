@@ -143,7 +143,7 @@ def test_greedy_answers_are_equal(ours: LanguageModel, theirs: Any, their_tokeni
                                   results: dict[str, np.ndarray]) -> None:
     import torch
     chat, end = ours.chat_template, theirs.config.eos_token_id
-    assert chat is not None and ours.model.config.end_ids == (end,)
+    assert chat is not None and ours.model.config.end_ids == (end, 0)  # <|endoftext|>
     for i, question in enumerate(QUESTIONS):
         text = chat.format_prompt(question)
         assert text == their_tokenizer.apply_chat_template([{"role": "user", "content": question}],

@@ -42,7 +42,7 @@ class Examples(NamedTuple):
 
     Attributes:
         features: `[n, layers, n_features]`.
-        prompt_features:, `[n, n_prompt_features]`.
+        prompt_features: `[n, n_prompt_features]`.
         known: `[n]`, 1 if the network knows the answer, otherwise 0.
     """
 
@@ -68,8 +68,8 @@ def fit_sidecar(train: Examples, validate: Examples, score: Callable[[np.ndarray
 
     Args:
         score: (`known` `[questions]`, logits `[questions]`) → score; higher is better.
-        names, prompt_feature_names: names of the features and of the global features, stored with the
-            sidecar.
+        names, prompt_feature_names: names of the features by layer and of the prompt, stored with
+            the sidecar.
 
     Raises:
         ValueError: a split has one class only, or a feature or a trained logit is not finite.

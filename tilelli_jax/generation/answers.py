@@ -1,7 +1,8 @@
 """Answers of a network: one greedy answer and samples of each prompt, with statistics of every token.
 
-The answers of a prompt share the cache of one pass of it, and many prompts form a batch. Decoding ends when
-all answers of a batch have ended.
+The answers of a prompt share the cache of one pass of it, and many prompts form a batch. Ids with which all
+prompts begin, such as a system prompt or few-shot examples, are processed once. Decoding ends when all
+answers of a batch have ended.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from tilelli_jax.generation import decoding
 from tilelli_jax.models import freeze
 from tilelli_jax.models.decoder import CausalLM
 from tilelli_jax.models.sampling import sample
-from tilelli_jax.signals.batching import max_time
+from tilelli_jax.signals.batching import bucket, max_time
+
+# A shared prefix is cut to a multiple of PREFIX_STEP ids, because each of its lengths is compiled, and
+# ignored if it saves fewer than PREFIX_SAVES tokens: compiling would take longer than they do.
+PREFIX_STEP, PREFIX_SAVES = 16, 2048
 
 
 class Answer(NamedTuple):
@@ -63,7 +68,7 @@ def generate_answers(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarr
                      advance: Callable[[int], object] = lambda n: None) -> list[Answers]:
     """Returns the greedy answer of each prompt and `n_samples` samples.
 
-    The result does not depend on the batch: sample k of prompt i uses the random stream
+    The result does not depend on the batch, except for rounding: sample k of prompt i uses the random stream
     fold_in(fold_in(seed, streams[i]), k). In a network with learned positions an answer ends where the
     context is full.
 
@@ -99,15 +104,22 @@ def generate_answers(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarr
     graph, params = nnx.split(freeze(model))
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     per_batch = max(1, batch_size // (1 + n_samples))
+    prefix, caches_of_prefix = _shared_prefix(model, ids), None
+    if prefix:
+        _, caches_of_prefix = decoding.prefill(graph, params, ids[0][None, :prefix], np.array([prefix]),
+                                               size=prefix)
     results: dict[int, Answers] = {}
     for start in range(0, len(order), per_batch):
         batch = order[start:start + per_batch]
         # Surplus rows repeat the last prompt, so that all batches of a length share one program.
         rows = [*batch, *batch[-1:] * (min(per_batch, _next_power(len(order))) - len(batch))]
         lengths = np.array([len(ids[i]) for i in rows], np.int32)
-        padded = decoding.pad([ids[i] for i in rows], decoding.bucket(int(lengths.max()), limit))
-        size = decoding.bucket(int(lengths.max()) + max_new, limit)
-        logits, caches = decoding.prefill(graph, params, padded, lengths, size=size)
+        longest = int(lengths.max())
+        time = bucket(longest - prefix, None if limit is None else limit - prefix)
+        size = max(decoding.bucket(longest + max_new, limit), prefix + time)
+        logits, caches = decoding.prefill(
+            graph, params, decoding.pad([ids[i][prefix:] for i in rows], time), lengths - np.int32(prefix),
+            size=size, prefix=caches_of_prefix)
         keys = _keys(seed, numbers[rows], n_samples)
         next_logits = np.asarray(logits[:, np.array(logit_ids, np.int32)])
         output = jax.device_get(_decode(
@@ -125,6 +137,16 @@ def generate_answers(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarr
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+def _shared_prefix(model: CausalLM, ids: Sequence[np.ndarray]) -> int:
+    """The number of ids with which all prompts begin and that are worth a pass of their own."""
+    if not ids:
+        return 0
+    longest = min(min(map(len, ids)) - 1, model.longest_prefix())
+    same = np.all([row[:longest] == ids[0][:longest] for row in ids], axis=0)
+    n = int(np.argmin(np.append(same, False))) // PREFIX_STEP * PREFIX_STEP
+    return n if n * (len(ids) - 1) >= PREFIX_SAVES else 0
 
 
 class _Output(NamedTuple):

@@ -332,9 +332,10 @@ def _sample(keys: jax.Array, n_done: jax.Array, logits: jax.Array, arguments: tu
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "size"))
-def prefill(graph: Any, params: Any, ids: jax.Array, lengths: jax.Array, *,
-             size: int) -> tuple[jax.Array, Any]:
-    return nnx.merge(graph, params).prefill(ids, lengths, size)
+def prefill(graph: Any, params: Any, ids: jax.Array, lengths: jax.Array, *, size: int,
+            prefix: Any = None) -> tuple[jax.Array, Any]:
+    """See `CausalLM.prefill`."""
+    return nnx.merge(graph, params).prefill(ids, lengths, size, prefix)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "width", "tokens"), donate_argnames=("caches",))

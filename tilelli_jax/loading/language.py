@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import ml_dtypes
+import numpy as np
+
 from tilelli_jax import extras
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import check_regular
@@ -21,7 +24,7 @@ from tilelli_jax.models.decoder import CausalLM, ComputeConfig
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.pretrained.gguf import GGUF, read_gguf
-from tilelli_jax.pretrained.gguf_file import is_gguf
+from tilelli_jax.pretrained.gguf_file import UNQUANTISED, is_gguf
 from tilelli_jax.pretrained.gguf_tokenizer import TOKENIZER, TOKENIZER_CONFIG, tokenizer_files
 
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -206,8 +209,9 @@ def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype:
     Args:
         path: a model directory, a Hugging Face directory of a supported family, a GGUF file, or an id of the
             Hugging Face hub (`owner/name`).
-        param_dtype: type of the weights in memory; "stored" keeps the types of the file. By default float32,
-            or the stored types if the network is computed in bfloat16.
+        param_dtype: type of the weights in memory; "stored" keeps the types of the file, and decodes blocks
+            of a GGUF file to float32. By default float32, or, if the network is computed in bfloat16, the
+            stored types with blocks in bfloat16.
         mesh: devices over which each weight is sharded as it is read (see `sharding.RULES`).
 
     Raises:
@@ -219,12 +223,16 @@ def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype:
 def _open(path: Path, compute: ComputeConfig | None, param_dtype: ParamType | None,
           mesh: Mesh | None) -> tuple[Any, GGUF | None]:
     """The network at a local path, and the file's content if it is a GGUF file."""
+    halved = param_dtype is None and compute is not None and compute.dtype == "bfloat16"
     if param_dtype is None:
-        param_dtype = "stored" if compute is not None and compute.dtype == "bfloat16" else "float32"
+        param_dtype = "stored" if halved else "float32"
     if is_gguf(path):
         file = read_gguf(path)
         network = _network_of(file.config["model_type"], str(path))
-        return network.from_checkpoint(file.config, file.tensors, str(path), compute, param_dtype, mesh), file
+        tensors = {name: tensor.astype(np.dtype(ml_dtypes.bfloat16))
+                   if halved and file.formats[name] not in UNQUANTISED else tensor
+                   for name, tensor in file.tensors.items()}
+        return network.from_checkpoint(file.config, tensors, str(path), compute, param_dtype, mesh), file
     tree = read_json(path / store.CONFIG) if os.path.lexists(path / store.CONFIG) else {}
     model_type = tree.get("model_type")
     if "family" in tree or model_type is None:

@@ -2,7 +2,8 @@
 
 A block is a module with three methods that compute the same function:
     block(x, tap)                    → y, recorded  the whole sequence at once
-    block.prefill(x, lengths, size)  → y, cache     the whole sequence, and the cache for decoding
+    block.prefill(x, lengths, size)  → y, cache     the whole sequence, and the cache for decoding;
+                                                    `prefix=`: a cache of positions before it
     block.step(x, cache, position)   → y, cache     one more position
 The blocks' parameters are stacked: every array has a leading axis of n_layers. Blocks whose layers differ in
 more than their parameters get those inputs as one more argument of each method (`Decoder.per_layer_inputs`).
@@ -28,6 +29,7 @@ from flax import nnx
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
+from tilelli_jax.nn.attention import ALL, n_positions
 from tilelli_jax.nn.hooks import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.quantize import Quantizer
@@ -168,17 +170,24 @@ class CausalLM(nnx.Module):
         """The map from the last residual stream to the logits."""
 
     @abc.abstractmethod
-    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
+    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int,
+                prefix: list[Cache] | None = None) -> tuple[jax.Array, list[Cache]]:
         """Processes prompts and fills the caches.
 
         Args:
             ids: `[batch, time]`; ids after a row's length are ignored.
             lengths: `[batch]`, number of ids in each prompt.
-            size: number of positions in the cache, ≥ time.
+            size: number of positions in the cache, ≥ time with the prefix.
+            prefix: the caches of a beginning that all prompts share, of at most `longest_prefix` ids, from
+                `prefill` of that one row with `size` its length; ids and lengths are without it.
 
         Returns:
             Logits `[batch, vocab]` after each row's last id, and the caches.
         """
+
+    def longest_prefix(self) -> int:
+        """The number of ids that the prefix of `prefill` may have; 0: none is supported."""
+        return 0
 
     def step(self, ids: jax.Array, caches: list[Cache],
              position: jax.Array) -> tuple[jax.Array, list[Cache]]:
@@ -304,12 +313,20 @@ class Decoder(CausalLM):
         return Unembedding(self.final_norm, self.unembed.quantized(), by_column=True,
                            dtype=self.unembed.dtype)
 
-    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
-        x = self._embed(ids, jnp.arange(ids.shape[1])[None])
+    def longest_prefix(self) -> int:
+        """See `CausalLM`. Blocks that keep more than keys and values override it."""
+        inputs = self.per_layer_inputs()
+        return int(np.min(inputs[0].window)) if inputs else ALL
+
+    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int,
+                prefix: list[Cache] | None = None) -> tuple[jax.Array, list[Cache]]:
+        start = 0 if prefix is None else n_positions(prefix[0])
+        x = self._embed(ids, start + jnp.arange(ids.shape[1])[None])
         caches = []
         for i, (block, inputs) in enumerate(zip(self.layers(), self._by_layer(), strict=True)):
             with jax.named_scope(f"block_{i}"):
-                x, cache = block.prefill(x, lengths, size, *inputs)
+                x, cache = block.prefill(x, lengths, size, *inputs,
+                                         prefix=None if prefix is None else prefix[i])
             caches.append(cache)
         return self._logits(at_last(x, lengths))[:, 0], caches
 

@@ -24,7 +24,7 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig, at_last
 from tilelli_jax.models.pretrained_model import PretrainedModel
-from tilelli_jax.nn.attention import ALL, KeyCache, grouped_attention, in_window, swap
+from tilelli_jax.nn.attention import ALL, KeyCache, grouped_attention, in_window, n_positions, swap
 from tilelli_jax.nn.dense import GatedFeedForward
 from tilelli_jax.nn.experts import Experts, TopKRouter
 from tilelli_jax.nn.hooks import OFF, Recorded, Tap, stacked
@@ -258,17 +258,25 @@ class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
         return Unembedding(self.final_norm, self.unembed.quantized(), by_column=True, cap=cap,
                            dtype=self.dtype)
 
-    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[KeyCache]]:
+    def longest_prefix(self) -> int:
+        """See `CausalLM`."""
+        return self.config.window if "sliding" in self.config.layers else ALL
+
+    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int,
+                prefix: list[KeyCache] | None = None) -> tuple[jax.Array, list[KeyCache]]:
         """See `CausalLM`. There is one cache for each layer that computes its own keys.
 
         The later layers run for the last positions only, because no layer uses their other positions.
         """
         n_own, n_layers = self.config.n_own, self.config.n_layers
+        start = 0 if prefix is None else n_positions(prefix[0])
         x, embedded = self._embed(ids)
         keys: dict[int, KeyCache] = {}
-        x, _ = self._run(range(n_own), x, embedded, jnp.arange(ids.shape[1])[None], keys)
+        x, _ = self._run(range(n_own), x, embedded, start + jnp.arange(ids.shape[1])[None], keys,
+                         prefix=prefix)
         x = at_last(x, lengths)
         embedded = None if embedded is None else at_last(embedded, lengths)
+        lengths = start + lengths
         x, _ = self._run(range(n_own, n_layers), x, embedded, lengths[:, None] - 1, keys)
         slots = {"sliding": min(size, self.config.window), "full": size}
         return self._logits(x)[:, 0], [KeyCache.of_prompts(*keys[i], lengths, slots[self.config.layers[i]])
@@ -285,13 +293,14 @@ class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
         return self._logits(x)[:, 0], [updated[i] for i in range(self.config.n_own)], streams
 
     def _run(self, layers: range, x: jax.Array, embedded: jax.Array | None, positions: jax.Array,
-             keys: dict[int, KeyCache], tap: Tap = OFF,
-             caches: list[KeyCache] | None = None) -> tuple[jax.Array, list[Recorded]]:
+             keys: dict[int, KeyCache], tap: Tap = OFF, caches: list[KeyCache] | None = None,
+             prefix: list[KeyCache] | None = None) -> tuple[jax.Array, list[Recorded]]:
         """Runs some layers in order.
 
         Args:
             keys: receives the keys and values that each layer that computes its own attends to.
             caches: when decoding, those of the earlier positions; `positions` is then `[batch, 1]`.
+            prefix: caches of the positions before, see `prefill`.
         """
         records: list[Recorded] = []
         for i in layers:
@@ -302,7 +311,8 @@ class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
                 h = block.norm1(x)
                 if source == i:
                     new = block.attention.keys(h, positions)
-                    keys[i] = new if caches is None else caches[i].write(*new, positions[:, 0])
+                    keys[i] = (new.after(None if prefix is None else prefix[i]) if caches is None
+                               else caches[i].write(*new, positions[:, 0]))
                 if caches is None:
                     window = ALL if self.config.layers[i] == "full" else self.config.window
                     visible = in_window(positions, keys[source].keys.shape[2], window)

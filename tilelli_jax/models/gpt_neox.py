@@ -80,8 +80,9 @@ class GPTNeoXBlock(nnx.Module):
         recorded: Recorded = {}
         return self._join(x, self.attention(self.norm1(x)), tap, recorded), recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, Any]:
-        y, cache = self.attention.prefill(self.norm1(x), lengths, size)
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, prefix: Any = None
+                ) -> tuple[jax.Array, Any]:
+        y, cache = self.attention.prefill(self.norm1(x), lengths, size, prefix)
         return self._join(x, y, OFF, {}), cache
 
     def step(self, x: jax.Array, cache: Any, position: jax.Array) -> tuple[jax.Array, Any]:

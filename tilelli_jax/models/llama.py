@@ -116,9 +116,9 @@ class LlamaBlock(nnx.Module):
         recorded: Recorded = {}
         return self._join(x, self.attention(self.norm1(x), kind), tap, recorded), recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int,
-                kind: LayerAttention) -> tuple[jax.Array, Any]:
-        y, cache = self.attention.prefill(self.norm1(x), lengths, size, kind)
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, kind: LayerAttention,
+                prefix: Any = None) -> tuple[jax.Array, Any]:
+        y, cache = self.attention.prefill(self.norm1(x), lengths, size, kind, prefix)
         return self._join(x, y, OFF, {}), cache
 
     def step(self, x: jax.Array, cache: Any, position: jax.Array,

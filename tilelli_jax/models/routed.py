@@ -89,7 +89,9 @@ class RoutedBlock(nnx.Module):
         y, _, recorded = self._mix(x, lambda name, h: (getattr(self, name)(h), None), tap)
         return y, recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, dict[str, Any]]:
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, prefix: None = None
+                ) -> tuple[jax.Array, dict[str, Any]]:
+        assert prefix is None, "a shared prefix; see longest_prefix"
         y, cache, _ = self._mix(x, lambda name, h: getattr(self, name).prefill(h, lengths, size), OFF)
         return y, cache
 
@@ -127,6 +129,10 @@ class RoutedLM(Decoder):
         super().__init__(config, lambda rngs: RoutedBlock(config, dtype=dtype, rngs=rngs),
                          embed=_quantizer(config, "embed"), unembed=_quantizer(config, "unembed"),
                          final_norm=LayerNorm(config.d_model, dtype=dtype), compute=compute, rngs=rngs)
+
+    def longest_prefix(self) -> int:
+        """See `CausalLM`: convolutions and state spaces keep what follows from all positions."""
+        return 0
 
 
 def _quantizer(config: RoutedConfig, part: Quantized) -> Quantizer:

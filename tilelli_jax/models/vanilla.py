@@ -61,8 +61,9 @@ class TransformerBlock(nnx.Module):
         x = tap("resid_mid", x + tap("attn_out", self.attention(self.norm1(x)), recorded), recorded)
         return x + tap("mlp_write", self.dense(self.norm2(x)), recorded), recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, Any]:
-        y, cache = self.attention.prefill(self.norm1(x), lengths, size)
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, prefix: Any = None
+                ) -> tuple[jax.Array, Any]:
+        y, cache = self.attention.prefill(self.norm1(x), lengths, size, prefix)
         x = x + y
         return x + self.dense(self.norm2(x)), cache
 

@@ -43,6 +43,14 @@ class KeyCache(NamedTuple):
         """
         return cls(_in_slots(keys, lengths, slots), _in_slots(values, lengths, slots))
 
+    def after(self, prefix: KeyCache | None) -> KeyCache:
+        """Keys and values of the positions of a prefix that all rows share (batch 1), then these."""
+        if prefix is None:
+            return self
+        shared = (jnp.broadcast_to(x, (len(self.keys), *x.shape[1:])) for x in prefix)
+        return KeyCache(*(jnp.concatenate([x.astype(new.dtype), new], axis=-2)
+                          for x, new in zip(shared, self, strict=True)))
+
     def write(self, keys: jax.Array, values: jax.Array, position: jax.Array) -> KeyCache:
         """Returns the cache with one more entry (size 1) in each row, at `position [batch]`."""
         def update(row: jax.Array, entry: jax.Array, slot: jax.Array) -> jax.Array:
@@ -114,11 +122,17 @@ class CausalAttention(nnx.Module):
         return self._attend(*self._heads(x, jnp.arange(x.shape[1])[None]), causal(x.shape[1]))
 
     @jax.named_scope("attention")
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
-        """Returns the output of `__call__` and a cache of `size` slots with each row's first `lengths`."""
-        query, key, value = self._heads(x, jnp.arange(x.shape[1])[None])
-        y = self._attend(query, key, value, causal(x.shape[1]))
-        return y, KeyCache.of_prompts(key, value, lengths, size)
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int,
+                prefix: KeyCache | None = None) -> tuple[jax.Array, KeyCache]:
+        """Returns the output of `__call__` and a cache of `size` slots with each row's first `lengths`.
+
+        With the keys of a shared prefix, those of its positions come first.
+        """
+        start = n_positions(prefix)
+        query, key, value = self._heads(x, start + jnp.arange(x.shape[1])[None])
+        keys = KeyCache(key, value).after(prefix)
+        return (self._attend(query, *keys, causal(x.shape[1], start)),
+                KeyCache.of_prompts(*keys, start + lengths, size))
 
     @jax.named_scope("attention")
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
@@ -205,11 +219,14 @@ class GroupedQueryAttention(nnx.Module):
         return self._sequence(x, kind)[0]
 
     @jax.named_scope("attention")
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int,
-                kind: LayerAttention) -> tuple[jax.Array, KeyCache]:
-        """Returns the output of `__call__` and a cache of `size` slots, or of the window if it is smaller."""
-        y, keys = self._sequence(x, kind)
-        return y, KeyCache.of_prompts(*keys, lengths, min(size, int(kind.window)))
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, kind: LayerAttention,
+                prefix: KeyCache | None = None) -> tuple[jax.Array, KeyCache]:
+        """Returns the output of `__call__` and a cache of `size` slots, or of the window if it is smaller.
+
+        With the keys of a shared prefix, those of its positions come first.
+        """
+        y, keys = self._sequence(x, kind, prefix)
+        return y, KeyCache.of_prompts(*keys, n_positions(prefix) + lengths, min(size, int(kind.window)))
 
     @jax.named_scope("attention")
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array,
@@ -219,10 +236,12 @@ class GroupedQueryAttention(nnx.Module):
         cache = cache.write(*new, position)
         return self._attend(query, cache, cache.filled(position)[:, None]), cache
 
-    def _sequence(self, x: jax.Array, kind: LayerAttention) -> tuple[jax.Array, KeyCache]:
-        positions = jnp.arange(x.shape[1])
-        query, keys = self._heads(x, positions[None], kind)
-        return self._attend(query, keys, in_window(positions[None], x.shape[1], kind.window)), keys
+    def _sequence(self, x: jax.Array, kind: LayerAttention,
+                  prefix: KeyCache | None = None) -> tuple[jax.Array, KeyCache]:
+        positions = n_positions(prefix) + jnp.arange(x.shape[1])[None]
+        query, new = self._heads(x, positions, kind)
+        keys = new.after(prefix)
+        return self._attend(query, keys, in_window(positions, keys.keys.shape[-2], kind.window)), keys
 
     def _heads(self, x: jax.Array, positions: jax.Array, kind: LayerAttention) -> tuple[jax.Array, KeyCache]:
         """Queries `[batch, time, heads, d_head]`, and keys and values `[batch, kv_heads, time, d_head]`."""
@@ -267,9 +286,14 @@ def in_window(positions: jax.Array, n_keys: int, window: Any) -> jax.Array:
     return (distance >= 0) & (distance < window)
 
 
-def causal(time: int) -> jax.Array:
-    """The causal mask, bool `[1, 1, time, time]`: query t attends to keys 0 … t."""
-    return jnp.tril(jnp.ones((time, time), bool))[None, None]
+def causal(time: int, start: int = 0) -> jax.Array:
+    """The causal mask, bool `[1, 1, time, start + time]`: query t attends to keys 0 … start + t."""
+    return jnp.tril(jnp.ones((time, start + time), bool), start)[None, None]
+
+
+def n_positions(prefix: KeyCache | None) -> int:
+    """The number of positions of a shared prefix, whose cache has a slot for each; 0 without one."""
+    return 0 if prefix is None else prefix.keys.shape[-2]
 
 
 def widen(entries: jax.Array, size: int) -> jax.Array:

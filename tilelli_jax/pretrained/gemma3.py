@@ -71,6 +71,9 @@ def _rotary(tree: Tree, max_len: Any) -> tuple[float, float, Tree | None]:
                                    max_len=max_len)
         return positive(local, "rope_local_base_freq"), theta, scaling
     rope = object_under(tree, "rope_parameters")
+    if others := sorted(rope.keys() - {"sliding_attention", "full_attention"}):
+        raise InputError("rope_parameters: expected the sections sliding_attention and full_attention, found "
+                         f"{others[0]}")
     sliding, full = (object_under(rope, key, "rope_parameters.")
                      for key in ("sliding_attention", "full_attention"))
     if (kind := rope_type(sliding)) != "default":

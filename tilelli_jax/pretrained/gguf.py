@@ -42,6 +42,10 @@ _READ = {
     "tensor_data_layout"}
 _NEUTRAL: dict[str, Any] = {"attention.causal": True, "logit_scale": 1, "embedding_scale": 1,
                             "residual_scale": 1}
+# Control tokens that end a text, a turn or a message; llama.cpp finds them by their names, too.
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>",
+        "<|end|>")
+CONTROL = 3  # the type of such tokens
 EMBEDDING, ROPE_FREQUENCIES = "token_embd.weight", "rope_freqs.weight"
 
 
@@ -204,9 +208,12 @@ def _sliding_layers(architecture: str, metadata: Mapping[str, Any], window: Any,
 
 
 def _end_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """The ids that end a text: of the end of a text, of a turn and of a message."""
-    ids = (special_id(metadata, key) for key in ("eos", "eot", "eom"))
-    return list(dict.fromkeys(end for end in ids if end is not None))
+    """The ids that end a text: those that the file names, then the control tokens in `ENDS`."""
+    stated = (special_id(metadata, key) for key in ("eos", "eot", "eom"))
+    tokens, types = (metadata.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "token_type"))
+    found = [i for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
+             if kind == CONTROL and token in ENDS]
+    return list(dict.fromkeys(end for end in (*stated, *found) if end is not None))
 
 
 def _scaling(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor],

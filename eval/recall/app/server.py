@@ -24,8 +24,6 @@ from .info import facts
 from .page import build, mounted
 from .request_queue import RequestQueue
 
-HOST, PORT = "127.0.0.1", 7860
-
 
 
 def open_socket(host: str, port: int) -> socket.socket:

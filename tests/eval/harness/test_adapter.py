@@ -194,7 +194,9 @@ def test_invalid_options_of_sampling(options: dict[str, Any], message: str) -> N
     ({"dtype": "float16"}, "dtype: expected float32 or bfloat16, found 'float16'"),
     ({"max_length": 49}, "max_length: expected an integer ≥ 1 and ≤ 48, the network's, found 49"),
     ({"tokenizer": "elsewhere"}, "tokenizer: expected none, as "),
-    ({"prefix_token_id": 256}, "prefix_token_id: expected 0 to 255, found 256")])
+    ({"prefix_token_id": 256}, "prefix_token_id: expected 0 to 255, found 256"),
+    ({"pretrained": "x"}, "model_args: expected path, tokenizer, batch_size, "),
+    ({"pretrained": "x"}, "max_batch_size, found pretrained")])
 def test_invalid_arguments(arguments: dict[str, Any], message: str, networks: Any) -> None:
     with pytest.raises(InputError) as raised:
         TilelliLM(str(networks("vanilla")[0]), **arguments)

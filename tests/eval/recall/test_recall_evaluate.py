@@ -219,10 +219,14 @@ def test_every_significant_comparison_has_a_sentence() -> None:
     assert set(panel.MEANINGS) == set(report.STYLE_ORDER) == set(panel.ESTIMATORS)
 
 
-def test_the_legend_lists_what_is_shown() -> None:
-    legend = report._legend(["sidecar", "trilens", "length", "words"])
-    assert legend.startswith("Sidecar: a GRU") and legend.endswith("read activations: words, length.")
-    assert "trilens: logistic" in legend and "Globals" not in legend and "robustness" not in legend
+def test_the_methods_of_a_report_are_described_with_their_papers() -> None:
+    rows = report._method_descriptions(["consistency", "words", "sidecar"])
+    assert [row["method"] for row in rows] == ["sidecar", "consistency", "words"]
+    assert rows[0]["what it is"].startswith("a GRU") and rows[0]["learns from"] == "labels"
+    assert rows[1] == {"method": "consistency", "what it is": panel.MEANINGS["consistency"],
+                       "reads": "samples", "learns from": "nothing",
+                       "source": "Wang et al. 2023, arXiv:2203.11171"}
+    assert not any(text.startswith(("the same", "as ")) for text in panel.MEANINGS.values())
 
 
 def test_invalid_settings() -> None:

@@ -28,7 +28,7 @@ QUESTIONS = STORED / "questions"
 
 
 def read(path: Path, items: int = 10**6, **changed: Any) -> list[Question]:
-    found = questions.read(QuestionsConfig(sources=(str(path),), items=items, **changed))
+    found = questions.draw(QuestionsConfig(sources=(str(path),), items=items, **changed)).questions
     return sorted(found, key=lambda question: question.id)
 
 

@@ -57,14 +57,14 @@ def test_a_file_of_any_kind(kind: str, tmp_path: Path) -> None:
         import pyarrow
         import pyarrow.parquet
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-    sampled = questions.read(QuestionsConfig(sources=(str(path),), items=50, seed=3))
+    sampled = questions.draw(QuestionsConfig(sources=(str(path),), items=50, seed=3)).questions
     assert len(sampled) == 50 and sampled != sorted(sampled)
     for question in sampled:
         row = ROWS[int(question.id.removeprefix("mine, row ")) - 1]
         assert question == Question(
             question.id, "mine", row["question"], ("Writer " + question.text[15:-1], "W."),
             f"mine: {row['group']}", float(row["popularity"]))
-    other_seed = questions.read(QuestionsConfig(sources=(str(path),), items=50, seed=4))
+    other_seed = questions.draw(QuestionsConfig(sources=(str(path),), items=50, seed=4)).questions
     assert {question.id for question in other_seed} != {question.id for question in sampled}
 
 
@@ -87,7 +87,7 @@ def test_popqa_and_triviaqa(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append((names, options))
         return Rows(popqa if "PopQA" in names[0] else trivia)
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    sampled = questions.read(QuestionsConfig(items=101))
+    sampled = questions.draw(QuestionsConfig(items=101)).questions
     assert calls == [(("akariasai/PopQA",), {"split": "test"}),
                      (("mandarjoshi/trivia_qa", "rc.nocontext"), {"split": "validation"})]
     assert hugging_face("hf:akariasai/PopQA@abc", 2, part="test", seed=1) and calls[-1] == (
@@ -106,7 +106,7 @@ def test_popqa_and_triviaqa(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_built_in_world() -> None:
-    sampled = questions.read(QuestionsConfig(sources=("facts",), items=200))
+    sampled = questions.draw(QuestionsConfig(sources=("facts",), items=200)).questions
     world = {fact.question: fact for fact in facts.facts()}
     assert len(sampled) == 200 and {question.dataset for question in sampled} == {"facts"}
     for question in sampled:
@@ -130,7 +130,7 @@ def test_the_built_in_world() -> None:
 def test_an_invalid_row_is_named(row: dict[str, Any], parts: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(map(json.dumps, [*ROWS, row])))
-    rejected(lambda: questions.read(QuestionsConfig(sources=(str(path),))), f"{path}, row 61", *parts)
+    rejected(lambda: questions.draw(QuestionsConfig(sources=(str(path),))), f"{path}, row 61", *parts)
 
 
 @pytest.mark.parametrize(("name", "text", "parts"), [
@@ -140,8 +140,8 @@ def test_an_invalid_row_is_named(row: dict[str, Any], parts: tuple[str, ...], tm
     ("x.jsonl", "", ("expected rows", "found none"))])
 def test_an_invalid_file_is_named(name: str, text: str, parts: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    rejected(lambda: questions.read(QuestionsConfig(sources=(str(tmp_path / name),))), str(tmp_path / name),
-            *parts)
+    rejected(lambda: questions.draw(QuestionsConfig(sources=(str(tmp_path / name),))), str(tmp_path / name),
+             *parts)
 
 
 def test_two_files_share_no_ids_or_entities(tmp_path: Path) -> None:
@@ -152,15 +152,15 @@ def test_two_files_share_no_ids_or_entities(tmp_path: Path) -> None:
                  **([{"id": None}, {"id": ""}, {"id": str(i)}][i % 3])} for i in range(30)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     sources = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
-    sampled = questions.read(QuestionsConfig(sources=sources, items=60))
+    sampled = questions.draw(QuestionsConfig(sources=sources, items=60)).questions
     assert len({question.id for question in sampled}) == len({question.entity for question in sampled}) == 60
     popularity = [question.popularity for question in sampled]
     assert sorted(value for value in popularity if not math.isnan(value)) == [3, 3]
     assert all(question.answers == (question.text[2:-1],) for question in sampled)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text())
-    rejected(lambda: questions.read(QuestionsConfig(sources=(str(tmp_path / "a.jsonl"), str(
-        tmp_path / "x" / "a.jsonl")))), "expected files with different names")
+    rejected(lambda: questions.draw(QuestionsConfig(sources=(str(tmp_path / "a.jsonl"), str(
+        tmp_path / "x" / "a.jsonl")))).questions, "expected files with different names")
 
 
 # --- Prompts ---------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from tilelli_jax.eval.recall.study import RecallStudy
 from tilelli_jax.eval.tables import read_columns
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import load_with_tokenizer
+from tools import ship_study
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -170,7 +171,7 @@ def test_results_equal_those_of_scikit_learn(done: Path) -> None:
 def test_the_build_stage(place: Path, done: Path) -> None:
     """Answers are graded, entities are in one split, signals equal the reader's, few activations are kept."""
     columns = read_columns(stage(done, "questions") / "questions.parquet")
-    asked = questions.read(QuestionsConfig(sources=(str(place / "questions.jsonl"),), items=N))
+    asked = questions.draw(QuestionsConfig(sources=(str(place / "questions.jsonl"),), items=N)).questions
     assert columns["question"].tolist() == [question.text for question in asked]
     assert columns["known"].tolist() == [
         int(given in question.answers) for given, question in zip(columns["answer"], asked, strict=True)]
@@ -357,7 +358,6 @@ def test_a_shipped_study(place: Path, done: Path, tmp_path: Path, monkeypatch: p
                          capsys: pytest.CaptureFixture[str]) -> None:
     """Evaluated again from what is shipped, all numbers are those of the study; its sidecar is found."""
     results = json.loads((done / "results.json").read_text())
-    study = RecallStudy(config_lib.from_dict(RecallConfig, results["config"]), done)
     monkeypatch.setattr(shipped, "ROOT", tmp_path / "shipped")
     network = str(place / "network")
     assert predict(["--model", network, "w1 w2"]) == 2
@@ -365,7 +365,12 @@ def test_a_shipped_study(place: Path, done: Path, tmp_path: Path, monkeypatch: p
                     f"is shipped for {network}; shipped are those of no network")
     assert evaluate_shipped(["--shipped", "tiny"]) == 2
     assert_one_line(capsys.readouterr().err, "--shipped: expected one of none, found 'tiny'")
-    shipped.export(study, results, tmp_path / "shipped" / "tiny")
+    monkeypatch.setattr(ship_study, "MAX_BYTES", 1000)
+    assert ship_study.main([str(done), "tiny"]) == 2
+    assert_one_line(capsys.readouterr().err, f"{done}: expected at most 1,000 bytes to ship, found ")
+    assert not list((tmp_path / "shipped").iterdir())
+    monkeypatch.setattr(ship_study, "MAX_BYTES", 10**6)
+    assert ship_study.main([str(done), "tiny"]) == 0
     assert evaluate_shipped(["--shipped", "--out", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     for key in set(results) - {"examples", "extremes", "entropy_by_layer"}:
