@@ -18,6 +18,7 @@ import safetensors.numpy
 import tilelli_jax
 from tests.error_lines import assert_one_line
 from tests.extras import needs_transformers
+from tests.models.test_llama import GEMMA3, LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3
 from tests.reference_impl.comparison import assert_same_weights
 from tests.reference_impl.random_weights import random_weights
 from tests.references import STORED, needs
@@ -27,7 +28,6 @@ from tilelli_jax.io.tensors import INDEX, TENSORS
 from tilelli_jax.loading import store
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import FAMILIES
-from tests.models.test_llama import GEMMA3, LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3
 from tilelli_jax.models.arrays import abstract_arrays, to_arrays
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config

@@ -25,7 +25,6 @@ from .page import build, mounted
 from .request_queue import RequestQueue
 
 
-
 def open_socket(host: str, port: int) -> socket.socket:
     """Returns a socket bound to the address; port 0 chooses a free one.
 

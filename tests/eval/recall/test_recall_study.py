@@ -43,12 +43,12 @@ from tilelli_jax.eval.recall.study import RecallStudy
 from tilelli_jax.eval.tables import read_columns
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import load_with_tokenizer
-from tools import ship_study
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.signals.prompts import PromptReader
 from tilelli_jax.signals.robustness import Robustness
+from tools import ship_study
 
 ROOT = Path(__file__).parents[3]
 WORDS = [f"w{i}" for i in range(60)]
