@@ -17,7 +17,7 @@ import numpy as np
 from bench.measure import arguments, machine, milliseconds, ratio, tee
 from bench.train_step import load, token_rows
 from tilelli_jax.cli.tables import table
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training

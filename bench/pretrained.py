@@ -38,7 +38,7 @@ from bench.measure import (
 from tilelli_jax.cli.tables import table
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.loading.store import build
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 
 CONFIG = GPTNeoXConfig(vocab_size=50304, d_model=512, n_layers=12, n_heads=8, d_hidden=2048)

@@ -45,7 +45,7 @@ from bench.measure import (
 )
 from tilelli_jax.cli.tables import table
 from tilelli_jax.loading.store import build
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.signals.crystallisation import EPS, LAST, band
 from tilelli_jax.signals.prompts import PromptIds, PromptReader

@@ -30,7 +30,7 @@ from bench.measure import (
 from tilelli_jax.cli.tables import table
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading.store import build
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training, split_params

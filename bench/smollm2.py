@@ -38,7 +38,7 @@ from bench.pretrained import (
 from bench.smollm2_file import gguf_path
 from tilelli_jax.cli.tables import table
 from tilelli_jax.loading.language import load
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 
 BATCHES, TIME, PROMPT = (1, 8), 256, 64
 AIMS = "aims: forward at most 0.6; decoding 2 × at batch 1, 3 × at batch 8; memory at most 1.2"
@@ -49,7 +49,7 @@ import resource, sys
 import jax, jax.numpy as jnp
 from flax import nnx
 from tilelli_jax.loading.language import load
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 model = load(sys.argv[1], ComputeConfig(dtype=sys.argv[2]), param_dtype=sys.argv[2])
 graph, params = nnx.split(model)
 forward = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids))

@@ -61,7 +61,7 @@ def load(name: str) -> ModelConfig:
 
 def our_step(config: ModelConfig, scan_layers: bool = True) -> Candidate:
     """Our step; the state stays on the device."""
-    from tilelli_jax.models.decoder import ComputeConfig
+    from tilelli_jax.models.causal_lm import ComputeConfig
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         training = make_training(config, ComputeConfig(scan_layers=scan_layers), OptimizerConfig(),

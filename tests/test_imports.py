@@ -95,7 +95,7 @@ def package_of(module: str) -> str:
 
 
 def test_imports_are_read_correctly() -> None:
-    assert ({"jax", "tilelli_jax.models", "tilelli_jax.models.decoder"}
+    assert ({"jax", "tilelli_jax.models", "tilelli_jax.models.causal_lm"}
             <= imports("tilelli_jax.generation.decoding"))
     assert "tilelli_jax.loading.language" in imports("tilelli_jax.commands.generate")
     assert "matplotlib" in imports("tilelli_jax.training.report")

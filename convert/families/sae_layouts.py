@@ -175,11 +175,11 @@ def _saelens(source: Source) -> SAELayout:
     ignored = {}
     if (factor := source.tensors.get("scaling_factor")) is not None and (factor.read() == 1).all():
         ignored["^scaling_factor$"] = "all ones"
-    return SAELayout(names, settings, folding, ignored, (*_processing("", tree),
-                                                         *_processing("metadata.", metadata)))
+    return SAELayout(names, settings, folding, ignored,
+                     (*_weight_changes("", tree), *_weight_changes("metadata.", metadata)))
 
 
-def _processing(prefix: str, stated: Mapping[str, Any]) -> list[str]:
+def _weight_changes(prefix: str, stated: Mapping[str, Any]) -> list[str]:
     """Notes on changes of the network's weights (by TransformerLens) before its activations were recorded."""
     key = "model_from_pretrained_kwargs"
     options = stated.get(key)

@@ -6,7 +6,7 @@ import dataclasses
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 
 from ..inputs.networks import NetworkConfig
 from ..inputs.study import StudyConfig

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig
 
 from ..inputs.networks import NetworkConfig

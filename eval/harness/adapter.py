@@ -30,7 +30,7 @@ from tilelli_jax.io.json_text import read_json
 from tilelli_jax.loading.language import load_with_tokenizer
 from tilelli_jax.loading.sources import local_path
 from tilelli_jax.models import freeze
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.pretrained.hugging_face import GENERATION
 from tilelli_jax.signals.batching import batches, max_time, padded_ids
 

@@ -1,8 +1,8 @@
 """What the stages of a study measure of some questions, as the arrays of a shard.
 
 An array `…_cost [questions, 3]` has the forward tokens beyond the prompt's pass, the generated tokens and the
-seconds of each question. A shard's questions share its time equally; a greedy answer and the samples of its
-question share theirs by their number.
+seconds of each question; ids that prompts share count in each. A shard's questions share its time equally; a
+greedy answer and the samples of its question share theirs by their number.
 """
 
 from __future__ import annotations

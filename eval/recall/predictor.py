@@ -21,7 +21,7 @@ from tilelli_jax.estimators.sidecar import Sidecar
 from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.language import LanguageModel, load_with_tokenizer
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES
 from tilelli_jax.signals.prompts import PromptOutputs, PromptReader

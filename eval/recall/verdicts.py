@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 from tilelli_jax import config as config_lib
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import as_expected, read_json
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 
 from ..calibration import Calibrator, Temperature, calibrator_from_dict
 from ..checks import Floats

@@ -20,7 +20,8 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.generation import decoding
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import ModelConfig
-from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.causal_lm import ComputeConfig
+from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.training.config import ExperimentConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"

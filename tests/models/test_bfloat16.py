@@ -21,7 +21,7 @@ from tilelli_jax.models import (
     FlaxLlamaForCausalLM,
     FlaxT5ForConditionalGeneration,
 )
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 
 pytestmark = needs_transformers
 

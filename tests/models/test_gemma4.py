@@ -24,7 +24,7 @@ from tests.references import STORED, needs
 from tests.tolerance import noise
 from tilelli_jax.loading.store import from_arrays, load, save
 from tilelli_jax.models.arrays import abstract_arrays, to_arrays
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.pretrained import hugging_face, mapping

@@ -24,7 +24,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import INDEX
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.arrays import abstract_arrays
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.rotary_scaling import RotaryScaling
 from tilelli_jax.nn.hooks import Tap

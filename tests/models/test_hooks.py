@@ -17,7 +17,7 @@ from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import ModelConfig
-from tilelli_jax.models.decoder import CausalLM, ComputeConfig
+from tilelli_jax.models.causal_lm import CausalLM, ComputeConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig

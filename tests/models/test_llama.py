@@ -18,7 +18,7 @@ from tests.extras import needs_transformers
 from tests.reference_impl.comparison import assert_same_weights, distance
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.loading.store import from_arrays, load, save
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.gemma3 import Gemma3Config
 from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.models.rotary_scaling import RotaryScaling

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.gemma3 import Gemma3Config
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.llama import LlamaConfig

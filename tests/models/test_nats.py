@@ -12,7 +12,7 @@ import pytest
 
 from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
-from tilelli_jax.models import decoder
+from tilelli_jax.models import causal_lm
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
@@ -65,7 +65,7 @@ QUICK = (("routed", 4), ("vanilla", 1), ("gpt_neox", TIME), ("gemma4", 5))
 def test_chunked_nll_matches_all_logits(name: str, chunk_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = random_network(NETWORKS[name], 0)
     taps = TAPS if chunk_time == 4 else {"off": OFF}
-    monkeypatch.setattr(decoder, "CHUNK", chunk_time * ROWS * 19)
+    monkeypatch.setattr(causal_lm, "CHUNK", chunk_time * ROWS * 19)
     results = jax.jit(lambda ids: {tap: model.nll(ids, taps[tap]) for tap in taps})(jnp.asarray(IDS))
     for tap, (nll, recorded) in results.items():
         logits, expected = all_logits(name)[tap]
@@ -80,7 +80,7 @@ def test_chunked_nll_matches_all_logits(name: str, chunk_time: int, monkeypatch:
     ("gpt_neox", 5), *[pytest.param(name, TIME, marks=pytest.mark.exhaustive) for name in NETWORKS]])
 def test_scores_of_targets(name: str, chunk_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = random_network(NETWORKS[name], 0)
-    monkeypatch.setattr(decoder, "CHUNK", chunk_time * ROWS * 19)
+    monkeypatch.setattr(causal_lm, "CHUNK", chunk_time * ROWS * 19)
     logits, _ = all_logits(name)["off"]
     targets = np.where(np.arange(TIME) % 3 == 0, logits.argmax(axis=2), IDS[:, ::-1])
     nll, greedy = jax.jit(model.score)(jnp.asarray(IDS), jnp.asarray(targets))
@@ -92,7 +92,7 @@ def test_scores_of_targets(name: str, chunk_time: int, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("time", [1, 2])
 def test_nll_of_the_shortest_texts(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "CHUNK", 1)
+    monkeypatch.setattr(causal_lm, "CHUNK", 1)
     model, _ = random_network(NETWORKS["gpt_neox"], 0)
     nll, _ = jax.jit(model.nll)(jnp.asarray(IDS[:, :time]))
     logits, _ = all_logits("gpt_neox")["off"]
@@ -107,7 +107,7 @@ def test_all_logits_are_never_materialised(monkeypatch: pytest.MonkeyPatch) -> N
         jax.clear_caches()
         return text.lower(IDS).as_text()
     assert f"tensor<{ROWS * TIME}x19xf32>" in shapes()
-    monkeypatch.setattr(decoder, "CHUNK", 4 * ROWS * 19)
+    monkeypatch.setattr(causal_lm, "CHUNK", 4 * ROWS * 19)
     results = shapes()
     assert f"tensor<{ROWS * 4}x19xf32>" in results
     assert all(f"tensor<{size}x19xf32>" not in results

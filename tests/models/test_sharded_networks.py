@@ -19,7 +19,7 @@ from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.loading import store
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.gemma3 import FlaxGemma3ForCausalLM, Gemma3Config
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig

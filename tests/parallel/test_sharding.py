@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import (
     MeshConfig,
     batch_devices,

@@ -21,7 +21,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.eval.recall.config import PromptConfig
 from tilelli_jax.eval.recall.score import score
 from tilelli_jax.io.tensors import read_directory
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.pretrained import gguf_file
 from tilelli_jax.pretrained.gguf import read_gguf
 

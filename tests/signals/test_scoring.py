@@ -13,8 +13,8 @@ from scipy.special import log_softmax
 
 from tests.tolerance import noise
 from tilelli_jax.loading.store import build
-from tilelli_jax.models import decoder
-from tilelli_jax.models.decoder import CHUNK
+from tilelli_jax.models import causal_lm
+from tilelli_jax.models.causal_lm import CHUNK
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -62,7 +62,7 @@ def assert_matches_single_texts(name: str, mesh: Mesh | None) -> None:
     ("gpt_neox", 7000),
     *(pytest.param(name, CHUNK, marks=pytest.mark.exhaustive) for name in ("gpt_neox", "routed"))])
 def test_batches_match_single_texts(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "CHUNK", chunk)  # if small: a few positions at a time
+    monkeypatch.setattr(causal_lm, "CHUNK", chunk)  # if small: a few positions at a time
     assert_matches_single_texts(name, None)
 
 
@@ -71,7 +71,7 @@ def test_batches_match_single_texts(name: str, chunk: int, monkeypatch: pytest.M
     ("gpt_neox", 7000), *(pytest.param(*inputs, marks=pytest.mark.exhaustive) for inputs in (
         ("gpt_neox", CHUNK), ("routed", CHUNK), ("routed", 7000)))])
 def test_eight_devices_share_a_batch(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "CHUNK", chunk)
+    monkeypatch.setattr(causal_lm, "CHUNK", chunk)
     assert_matches_single_texts(name, make_mesh(MeshConfig(data=4, tensor=2)))
 
 

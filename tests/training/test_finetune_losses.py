@@ -18,7 +18,7 @@ from tilelli_jax.data.chat_rows import ChatBatch, ChatRows, pack_rows, training_
 from tilelli_jax.data.turns import model_turn, user_turn
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import ModelConfig, RoutedConfig, VanillaConfig
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, path_name, place_rows
 from tilelli_jax.training.groups import GROUPS, Group, merge, select, trained_of

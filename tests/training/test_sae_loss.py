@@ -23,7 +23,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.data.activations import Activations
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.loading.store import from_arrays
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, place_rows
 from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.optimizers import OptimizerConfig

@@ -12,7 +12,7 @@ import pytest
 
 from tests.tolerance import noise
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, place_rows
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training

@@ -30,7 +30,8 @@ from tilelli_jax.generation import abstain_rule
 from tilelli_jax.generation.abstain_rule import AbstainRule
 from tilelli_jax.generation.text_stream import stream_text
 from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, LanguageModel
-from tilelli_jax.models.decoder import CausalLM, Decoder
+from tilelli_jax.models.causal_lm import CausalLM
+from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.models.sampling import Sampling, add_options, from_options
 
 Respond = Callable[[str, Sampling], Generator[str, None, bool]]  # see `reply`

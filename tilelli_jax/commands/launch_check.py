@@ -32,7 +32,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models import freeze
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.gemma3 import Gemma3Config
 from tilelli_jax.models.llama import LlamaConfig
 from tilelli_jax.parallel.collectives import Collectives, read_collectives

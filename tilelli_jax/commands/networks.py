@@ -6,7 +6,7 @@ import argparse
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import LanguageModel, load_with_tokenizer
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.nn.linear import Linear, Weight
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.sparse_codes import dense_codes, top_features, weighted_rows

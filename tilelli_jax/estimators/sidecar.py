@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.nn.linear import Buffer, Linear
 from tilelli_jax.nn.quantize import Quantizer
 

@@ -19,7 +19,7 @@ from flax import nnx
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import decoding
 from tilelli_jax.models import freeze
-from tilelli_jax.models.decoder import CausalLM
+from tilelli_jax.models.causal_lm import CausalLM
 from tilelli_jax.models.sampling import sample
 from tilelli_jax.signals.batching import bucket, max_time
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tilelli_jax.generation import decoding
 from tilelli_jax.loading.language import Tokenizer
-from tilelli_jax.models.decoder import CausalLM
+from tilelli_jax.models.causal_lm import CausalLM
 from tilelli_jax.models.sampling import Sampling
 
 CONTEXT = 64  # tokens of the prompt that are decoded with the new ones, which may join them

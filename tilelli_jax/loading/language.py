@@ -20,7 +20,7 @@ from tilelli_jax.loading import store
 from tilelli_jax.loading.sources import local_path
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import ParamType
-from tilelli_jax.models.decoder import CausalLM, ComputeConfig
+from tilelli_jax.models.causal_lm import CausalLM, ComputeConfig
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.pretrained.gguf import GGUF, read_gguf
@@ -223,14 +223,14 @@ def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype:
 def _open(path: Path, compute: ComputeConfig | None, param_dtype: ParamType | None,
           mesh: Mesh | None) -> tuple[Any, GGUF | None]:
     """The network at a local path, and the file's content if it is a GGUF file."""
-    halved = param_dtype is None and compute is not None and compute.dtype == "bfloat16"
+    in_bfloat16 = param_dtype is None and compute is not None and compute.dtype == "bfloat16"
     if param_dtype is None:
-        param_dtype = "stored" if halved else "float32"
+        param_dtype = "stored" if in_bfloat16 else "float32"
     if is_gguf(path):
         file = read_gguf(path)
         network = _network_of(file.config["model_type"], str(path))
         tensors = {name: tensor.astype(np.dtype(ml_dtypes.bfloat16))
-                   if halved and file.formats[name] not in UNQUANTISED else tensor
+                   if in_bfloat16 and file.formats[name] not in UNQUANTISED else tensor
                    for name, tensor in file.tensors.items()}
         return network.from_checkpoint(file.config, tensors, str(path), compute, param_dtype, mesh), file
     tree = read_json(path / store.CONFIG) if os.path.lexists(path / store.CONFIG) else {}

@@ -22,7 +22,7 @@ from tilelli_jax.io.json_text import read_json
 from tilelli_jax.io.tensors import CONFIG, INDEX, TENSORS, Tensor, in_memory, read_directory, write_directory
 from tilelli_jax.loading.model_card import CARD, CardInfo, is_ours, model_card
 from tilelli_jax.models.arrays import ParamType, from_tensors, to_arrays
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
 
 FAMILIES = models.FAMILIES | estimators.FAMILIES

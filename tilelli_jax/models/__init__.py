@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from tilelli_jax.models.decoder import CausalLM
+from tilelli_jax.models.causal_lm import CausalLM
 from tilelli_jax.models.gemma3 import FlaxGemma3ForCausalLM, Gemma3Config
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig

@@ -17,7 +17,7 @@ from flax import nnx
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor, check_fit, check_floats, is_finite
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.nn.host_embedding import HostEmbedding, HostRows
 from tilelli_jax.nn.linear import Derived
 from tilelli_jax.parallel.sharding import Mesh, NamedSharding, path_name, spec

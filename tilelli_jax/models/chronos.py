@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.models.t5 import ChronosConfig, FlaxT5ForConditionalGeneration
 from tilelli_jax.models.t5_decoding import continue_ids
 from tilelli_jax.nn.hooks import MakeTap

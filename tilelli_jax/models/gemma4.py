@@ -22,7 +22,7 @@ from flax import nnx
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.decoder import CausalLM, ComputeConfig, at_last
+from tilelli_jax.models.causal_lm import CausalLM, ComputeConfig, at_last
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.nn.attention import ALL, KeyCache, grouped_attention, in_window, n_positions, swap
 from tilelli_jax.nn.dense import GatedFeedForward

@@ -14,7 +14,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor, in_memory, read_directory
 from tilelli_jax.models.arrays import ParamType, abstract_arrays, check_sizes, from_tensors, to_arrays
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.pretrained import hugging_face
 from tilelli_jax.pretrained.gguf import read_gguf

@@ -15,7 +15,8 @@ from flax import nnx
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.causal_lm import ComputeConfig
+from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.nn.attention import TopKAttention
 from tilelli_jax.nn.conv import CausalConv
 from tilelli_jax.nn.dense import FeedForward

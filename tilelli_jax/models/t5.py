@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.models.decoder import ComputeConfig, check_ids
+from tilelli_jax.models.causal_lm import ComputeConfig, check_ids
 from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.nn.attention import KeyCache
 from tilelli_jax.nn.dense import ACTIVATIONS, FeedForward, GatedFeedForward

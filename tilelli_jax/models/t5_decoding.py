@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tilelli_jax.models.decoder import check_ids
+from tilelli_jax.models.causal_lm import check_ids
 from tilelli_jax.models.sampling import sample
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.nn.hooks import OFF, MakeTap

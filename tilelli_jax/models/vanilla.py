@@ -11,7 +11,8 @@ from flax import nnx
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.causal_lm import ComputeConfig
+from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.nn.attention import CausalAttention
 from tilelli_jax.nn.dense import FeedForward
 from tilelli_jax.nn.hooks import OFF, Recorded, Tap

@@ -12,7 +12,7 @@ from tilelli_jax.data.config import DataConfig
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import ModelConfig, RoutedConfig
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig
 from tilelli_jax.training.log import LogConfig
 from tilelli_jax.training.optimizers import OptimizerConfig

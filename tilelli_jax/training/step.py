@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.store import build
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.parallel.sharding import replicated, tree_shardings
 from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.groups import merge, select
