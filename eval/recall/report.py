@@ -309,7 +309,8 @@ def _add_transfer(report: Document, results: Tree) -> None:
         report.table(transfer_differences(results))
     names = sorted(results["datasets"])
     if results["cross_dataset"]:
-        for method in (SIDECAR, "layer_probe", *([results["free"]] if results["free"] else [])):
+        shown = [name for name in (SIDECAR, "layer_probe", results["free"]) if name in results["methods"]]
+        for method in shown:
             report.figure(f"transfer-{method}", figures.heat_map(
                 [[_transfer_area(results, method, a, b) for b in names] for a in names], names, names,
                 x="tested on", y="trained on"),

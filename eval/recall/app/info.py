@@ -111,13 +111,13 @@ def study_markdown(study: Path) -> str:
     texts = [f"### {results.get('name') or study.name}",
              "\n".join(f"- {text}" for text in sentences.conclusions(results))]
     for title, rows in tables(results):
-        texts += [f"#### {title}", keep_intervals(markdown(rows))]
+        texts += [f"#### {title}", _table(rows)]
     return "\n\n".join(texts)
 
 
 def metrics_markdown(study: Path) -> str:
     """Returns the table of all metrics of each method as Markdown."""
-    return keep_intervals(markdown(report_rows.method_rows(report.read_results(study))))
+    return _table(report_rows.method_rows(report.read_results(study)))
 
 
 def study_figures(study: Path) -> str:
@@ -138,6 +138,11 @@ def study_figures(study: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+def _table(rows: list[Row]) -> str:
+    """Returns rows as Markdown in which lines break after the underscores of names, not inside intervals."""
+    return re.sub(r"(?<=\w)_(?=\w)", "_<wbr>", keep_intervals(markdown(rows)))
 
 
 def _captions(study: Path) -> dict[str, str]:

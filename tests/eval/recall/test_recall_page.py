@@ -314,6 +314,7 @@ def test_tables_of_the_study(place: Place) -> None:
     assert info.example_question("no study") == "Who wrote Emma?"
     folded = info.metrics_markdown(place.study)
     assert "| AUPRC" in folded and "ECE if calibrated" in folded
+    assert "| first_<wbr>token_<wbr>entropy" in folded, "a narrow window may break the name there"
     assert f"{area['point']:.3f} [{area['low']:.3f},\u00a0{area['high']:.3f}]" in folded
     assert [row["questions from"] for row in transfer] == [
         "within north", "within south", "north → south", "south → north"]
@@ -323,6 +324,8 @@ def test_figures_have_the_captions_of_the_report(place: Place, tmp_path: Path) -
     page = info.study_figures(place.study)
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     report_text = (place.study / "report.md").read_text()
+    assert {path.stem for path in (place.study / "figures").glob("transfer-*.png")} == {
+        "transfer-sidecar", "transfer-first_token_entropy"}, "layer_probe is not part of this study"
     assert len(captions) == len(list((place.study / "figures").glob("*.png"))) > 3
     assert captions[0].startswith("AUROC of each method")
     assert all(caption.endswith(".") for caption in captions)
