@@ -70,7 +70,8 @@ def signals(study: StudyInputs, reader: PromptReader, noise: Robustness | None, 
     arrays["prompt_cost"] = _cost(begun, [(0, 0)] * len(rows))
     if noise is not None:
         begun = time.perf_counter()
-        arrays["robustness"] = noise([prompt.ids for prompt in prompts], list(rows))
+        arrays["robustness"] = noise([prompt.ids for prompt in prompts], list(rows),
+                                     np.stack([output.final[-1] for output in outputs]))
         arrays["robustness_cost"] = _cost(begun, [
             (study.config.signals.noise_samples * len(prompt.ids), 0) for prompt in prompts])
     return arrays

@@ -103,8 +103,9 @@ class PromptReader:
         mesh: devices that share each batch; batch_size is rounded up to a multiple of their number.
         signals: function that computes the signals; by default crystallisation and MLP-write specificity.
         aux_models: additional networks that are passed to `signals`.
-        shortest: length to which shorter prompts and questions are padded. Each length is compiled: for many
-            short prompts of a small network, a long one is faster.
+        shortest: length to which shorter prompts are padded; questions to half of it, because the logit lens
+            of their positions takes most of the time. Each length is compiled: for many short prompts of a
+            small network, a long one is faster.
     """
 
     def __init__(self, model: Any, *, batch_size: int = 16, max_bytes: int = 2**31, chunk: int = CHUNK,
@@ -144,7 +145,7 @@ class PromptReader:
         questions = [prompt.stop - prompt.start for prompt in prompts]  # their lengths
 
         def max_rows(candidates: list[int]) -> int:
-            positions = bucket(max(questions[i] for i in candidates), shortest=self.shortest) + 1
+            positions = self._width(max(questions[i] for i in candidates)) + 1
             return self.max_bytes // self.bytes_of(positions)
         quiet = advance is not None or len(prompts) <= self.batch_size
         with progress.shown(len(prompts), label, "prompt", quiet=quiet) as own:
@@ -154,9 +155,13 @@ class PromptReader:
                 yield from zip(batch.indices, self._batch(batch, prompts), strict=True)
                 (advance or own)(len(batch.indices))
 
+    def _width(self, question: int) -> int:
+        """The number of positions to which questions of at most this length are padded."""
+        return bucket(question, shortest=max(self.shortest // 2, 1))
+
     def _batch(self, batch: Batch, prompts: Sequence[PromptIds]) -> list[Any]:
         rows = [prompts[i] for i in batch.filled]
-        width = bucket(max(prompt.stop - prompt.start for prompt in rows), shortest=self.shortest)
+        width = self._width(max(prompt.stop - prompt.start for prompt in rows))
         positions, question = (np.zeros((len(rows), width + 1), dtype) for dtype in (np.int32, bool))
         for row, prompt in enumerate(rows):
             n = prompt.stop - prompt.start

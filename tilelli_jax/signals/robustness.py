@@ -46,7 +46,8 @@ class Robustness:
         self.key, self.max_tokens = jax.random.key(seed), max_time(model)
         graph, self._params = nnx.split(model)
 
-        def read(params: Any, ids: jax.Array, last: jax.Array, keys: jax.Array) -> jax.Array:
+        def read(params: Any, ids: jax.Array, last: jax.Array, keys: jax.Array,
+                 final: jax.Array | None) -> jax.Array:
             model = nnx.merge(graph, params)
 
             def stream(keys: jax.Array | None) -> jax.Array:
@@ -61,7 +62,8 @@ class Robustness:
             # Sequential passes need the memory of one pass.
             noised = jax.lax.map(lambda i: stream(jax.vmap(jax.random.fold_in, (0, None))(keys, i)),
                                  jnp.arange(k))
-            rows = jnp.concatenate([stream(None), noised.reshape(-1, noised.shape[-1])])
+            clean_rows = stream(None) if final is None else final.astype(noised.dtype)
+            rows = jnp.concatenate([clean_rows, noised.reshape(-1, noised.shape[-1])])
             batch = len(ids)
             clean = jnp.concatenate([rows[:batch]] * k)  # one copy for each noisy pass
             _, divergence = logit_lens_from(
@@ -70,12 +72,14 @@ class Robustness:
             return jnp.mean(divergence[:k * batch].reshape(k, batch), axis=0)
         self._read = jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
 
-    def __call__(self, prompts: Sequence[Sequence[int]],
-                 stream_ids: Sequence[int] | None = None) -> np.ndarray:
+    def __call__(self, prompts: Sequence[Sequence[int]], stream_ids: Sequence[int] | None = None,
+                 final: np.ndarray | None = None) -> np.ndarray:
         """Token ids of each prompt → mean divergence, f32 `[prompts]`, in nats.
 
         Args:
             stream_ids: index of each prompt in the random stream; by default 0, 1, ….
+            final: the residual stream after the last layer at each prompt's last position, f32 `[prompts,
+                d_model]`, where it is known (`PromptOutputs.final[-1]`); it saves the pass without noise.
 
         Raises:
             ValueError: a prompt is empty or longer than the network's context.
@@ -89,6 +93,7 @@ class Robustness:
             keys = jax.vmap(lambda n: jax.random.fold_in(self.key, n))(
                 jnp.asarray(ids[batch.filled], jnp.uint32))
             arrays = padded_ids(rows, batch.time), np.array([len(prompt) - 1 for prompt in rows], np.int32)
-            values = self._read(self._params, *on_devices(arrays, self.mesh), keys)
+            known = None if final is None else on_devices((final[batch.filled],), self.mesh)[0]
+            values = self._read(self._params, *on_devices(arrays, self.mesh), keys, known)
             divergences[batch.indices] = np.asarray(values)[:len(batch.indices)]
         return divergences
