@@ -40,8 +40,8 @@ def test_matches_a_separate_computation() -> None:
         assert result[number] == pytest.approx(np.mean(divergences), rel=1e-3, abs=1e-6)
     assert (result > 1e-3).all()
     np.testing.assert_allclose(robustness(prompts[1:], stream_ids=[1]), result[1:], rtol=1e-3)
-    final = np.array([model.tapped(np.array([prompt]), Tap(record=("resid_post",)))[1]["resid_post"][-1, 0, -1]
-                      for prompt in prompts])
+    tap = Tap(record=("resid_post",))
+    final = np.array([model.tapped(np.array([prompt]), tap)[1]["resid_post"][-1, 0, -1] for prompt in prompts])
     np.testing.assert_allclose(robustness(prompts, final=final), result, rtol=1e-3)
     assert (robustness(prompts, final=final[::-1]) > 1.1 * result).all(), "it is the pass without noise"
 
