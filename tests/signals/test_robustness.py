@@ -41,7 +41,8 @@ def test_matches_a_separate_computation() -> None:
     assert (result > 1e-3).all()
     np.testing.assert_allclose(robustness(prompts[1:], stream_ids=[1]), result[1:], rtol=1e-3)
     tap = Tap(record=("resid_post",))
-    final = np.array([model.tapped(np.array([prompt]), tap)[1]["resid_post"][-1, 0, -1] for prompt in prompts])
+    streams = [model.tapped(np.array([prompt]), tap)[1]["resid_post"] for prompt in prompts]
+    final = np.array([stream[-1, 0, -1] for stream in streams])
     np.testing.assert_allclose(robustness(prompts, final=final), result, rtol=1e-3)
     assert (robustness(prompts, final=final[::-1]) > 1.1 * result).all(), "it is the pass without noise"
 
