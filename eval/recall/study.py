@@ -197,7 +197,7 @@ class RecallStudy(Study[RecallConfig]):
 
         def work(path: Path) -> None:
             texts = self._answer_texts()
-            with shown(len(self.prompts) * len(needs), "judgements", "reply",
+            with shown(len(self.prompts) * len(needs), "judgements", "judgement",
                        done=stored_items(path) * len(needs)) as advance:
                 fill(path, range(len(self.prompts)), self.config.signals.shard_items,
                      lambda rows: measurements.judgements(self.inputs, rows, texts, advance))
