@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -140,7 +141,7 @@ def study_figures(study: Path) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     """Returns rows as Markdown in which lines break after the underscores of names, not inside intervals."""
     return re.sub(r"(?<=\w)_(?=\w)", "_<wbr>", keep_intervals(markdown(rows)))
 
