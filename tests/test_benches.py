@@ -18,10 +18,12 @@ from bench import (
     recall,
     resampling,
     sae,
+    serve,
     smollm2,
     train_step,
 )
 from tests.extras import needs_torch, needs_transformers
+from tests.hugging_face_directory import WORDS, write_directory
 from tests.reference_impl.random_weights import random_network
 from tilelli_jax.loading import store
 from tilelli_jax.models import ModelConfig
@@ -114,6 +116,26 @@ def test_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = [line.split("  ")[0] for line in lines_of(tmp_path / "table.txt")]
     assert heads.count("ours") == 3 and heads.count("transformers, eager") == 3
     assert {"forward, 2 × 8, bfloat16", "greedy decoding, batch 2, bfloat16", "memory"} <= set(heads)
+
+
+@needs_torch
+@needs_transformers
+def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("CLIENTS", (1, 2)), ("REQUESTS", 1), ("NEW", 3), ("SLOTS", 2), ("MAX_LEN", 64)):
+        monkeypatch.setattr(serve, name, value)
+    directory = tmp_path / "network"
+    write_directory(directory, LlamaConfig(
+        vocab_size=len(WORDS), d_model=16, layers=("full",) * 2, n_heads=2, n_kv_heads=1, d_head=8,
+        d_hidden=24, max_seq_len=64, end_ids=()))
+    monkeypatch.setattr(serve, "QUESTION", "who sat on the mat")
+    with serve.served(directory) as url:
+        rows = [serve.under_load(url, clients, 1) for clients in serve.CLIENTS]
+    assert [row[0] for row in rows] == ["1", "2"] and all(float(row[2]) > 0 for row in rows)
+    assert serve.transformers_rate(directory, 1) > 0
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        serve.first_tokens(directory, 1, print_line)
+    assert [line.split("  ")[0] for line in lines_of(tmp_path / "table.txt")][2:] == [
+        "nothing", "final stream (layer probe)", "logit lens (sidecar)"]
 
 
 def test_compile_time(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tilelli_jax.models.vanilla import VanillaConfig
 
 ROOT = Path(__file__).parents[1]
 # Number of blocks that are tested in tests/eval.
-ELSEWHERE = {"difficulty.md": 1, "evaluate.md": 1, "patching.md": 3, "recall.md": 2}
+ELSEWHERE = {"difficulty.md": 1, "evaluate.md": 1, "patching.md": 3, "recall.md": 2, "serve.md": 2}
 
 
 def blocks(page: Path) -> list[str]:

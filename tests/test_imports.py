@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading": {"models", "estimators", "pretrained", *BELOW},
     "signals": {"estimators", "models", "nn", *BELOW},
     "generation": {"loading", "signals", "models", "nn", *BELOW},
+    "serving": {"generation", "loading", "models", "data", "cli", "errors", "io"},
     "training": {"loading", "generation", "models", "estimators", "nn", "data", *BELOW},
 }
 

@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "use": {
         "generate": Command("commands.generate:main", "continue text"),
         "chat": Command("commands.chat:main", "chat with a model in turns"),
+        "serve": Command("eval.recall.serve:main", "serve a network over HTTP, with P(knows) in every reply"),
     },
     "convert": {
         "convert": Command("convert.command:main", "read and write PyTorch and Hugging Face checkpoints"),
@@ -65,8 +66,8 @@ GROUPS: dict[str, dict[str, Command]] = {
                                 "compile a run for a TPU slice without using one"),
     },
 }
-# Commands that give freed memory back: those that stream data larger than memory, and the server.
-SMALL_MEMORY = ("data", "convert", "recall app")
+# Commands that give freed memory back: those that stream data larger than memory, and servers.
+SMALL_MEMORY = ("data", "convert", "recall app", "serve")
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 

@@ -13,12 +13,14 @@ EXTRA = {
     "gguf": "gguf", "lm_eval": "lm-eval", "gradio": "app", "plotly": "app", "pyarrow": "eval",
     "scipy": "eval", "sklearn": "eval", "statsmodels": "eval", "tensorboardX": "tensorboard",
     "wandb": "wandb", "libtpu": "tpu",
+    "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve",
 }
 # Extra → distributions, any of which shows that the extra is installed.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",), "metal": ("jax-mps",),
     "eval": ("scikit-learn",), "gguf": ("gguf",), "app": ("gradio",), "hf": ("datasets",),
     "torch": ("torch",), "lm-eval": ("lm_eval",),
+    "serve": ("prometheus-client",),
     "tensorboard": ("tensorboardX",), "wandb": ("wandb",)}
 
 

@@ -233,11 +233,13 @@ def app(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.max_new < 1:
         raise InputError(f"--max-new: expected at least 1, found {options.max_new}")
+    from tilelli_jax.serving.listening import open_socket
+
     from .app import info, server
     # All other options are checked before the network, which can be large, is loaded.
     sidecar = options.sidecar or str(shipped.sidecar_of(Path(options.model), options.tokenizer))
     study = info.find_study(options.study, sidecar)
-    with server.open_socket(options.host, options.port) as listener:
+    with open_socket(options.host, options.port) as listener:
         predictor = KnowledgePredictor.open(options.model, sidecar, tokenizer=options.tokenizer,
                                             any_network=options.any_network)
         return server.serve(predictor, listener, model=options.model, sidecar=sidecar, study=study,

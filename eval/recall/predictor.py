@@ -137,7 +137,11 @@ class KnowledgePredictor:
         where = (lambda i: "the question") if len(questions) == 1 else (lambda i: f"question {i + 1}")
         prompts = [self.prompter(question, where(i)) for i, question in enumerate(questions)]
         by_index = dict(self.reader(prompts))
-        outputs = [by_index[i] for i in range(len(prompts))]
+        return self.of_outputs(questions, [by_index[i] for i in range(len(prompts))])
+
+    def of_outputs(self, questions: Sequence[str], outputs: Sequence[PromptOutputs]) -> list[Prediction]:
+        """Returns one prediction for the signals of each question's prompt; see `predict`."""
+        where = (lambda i: "the question") if len(questions) == 1 else (lambda i: f"question {i + 1}")
         if not outputs:
             return []
         for i, output in enumerate(outputs):

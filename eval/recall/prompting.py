@@ -39,6 +39,14 @@ class Prompter:
         """Returns the prompt as text."""
         return self._joined(self._content(question), thinking=thinking)
 
+    def question_in(self, text: str) -> str | None:
+        """Returns the question of a prompt; None if the text is no prompt of this template."""
+        before, _, after = self.text(PLACEHOLDER).partition(PLACEHOLDER)
+        if len(text) > len(before) + len(after) and text.startswith(before) and text.endswith(after):
+            question = text[len(before):len(text) - len(after)]
+            return question if self.text(question) == text else None
+        return None
+
     def follow_up(self, question: str, answer: str, request: str) -> str:
         """Returns the prompt that asks about an answer to the question, with the same examples before it.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tilelli_jax.eval.recall import serve
 from tilelli_jax.training import distributed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,3 +234,26 @@ def test_readme_mentions_every_file():
             assert path.name in text, path.name
     for name in re.findall(r"configs/[\w.-]+\.yaml", text):
         assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("file", ["serve-deployment.yaml", "sky-serve.yaml"])
+def test_the_servers_start_with_options_that_exist(file: str) -> None:
+    """Their command parses, and the probes ask the address on which it listens."""
+    documents = list(yaml.safe_load_all((LAUNCH / file).read_text()))
+    if file == "sky-serve.yaml":
+        words = documents[0]["run"].replace("$OPTIONS", documents[0]["envs"]["OPTIONS"]).split()
+        probed = documents[0]["service"]["readiness_probe"]["path"], documents[0]["resources"]["ports"]
+        assert words[1:3] == ["-m", "tilelli_jax.serve"]
+        words = words[3:]
+    else:
+        container = documents[0]["spec"]["template"]["spec"]["containers"][0]
+        words, ports = container["command"], {documents[1]["spec"]["ports"][0]["targetPort"]}
+        probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe")]
+        ports |= {port["containerPort"] for port in container["ports"]} | {probe["port"] for probe in probes}
+        assert words[:2] == ["tilelli", "serve"] and len(ports) == 1
+        labels = documents[0]["spec"]["template"]["metadata"]["labels"]
+        assert documents[0]["spec"]["selector"]["matchLabels"] == labels == documents[1]["spec"]["selector"]
+        assert container["env"][0]["name"] == serve.KEY
+        words, probed = words[2:], (probes[0]["path"], ports.pop())
+    options = serve._options(words)
+    assert options.host == "0.0.0.0" and probed == ("/health", options.port)

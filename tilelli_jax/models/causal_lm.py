@@ -116,13 +116,30 @@ class CausalLM(nnx.Module):
             return _cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
         return self._in_chunks(compare, self._hidden(ids, OFF)[0], targets)
 
+    def ranked(self, ids: jax.Array, targets: jax.Array, k: int, tokens: int | None = None
+               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Log-probabilities of targets `[batch, time]` after each id, and of the k most likely tokens.
+
+        Args:
+            tokens: only the first so many of the vocabulary count; by default all.
+
+        Returns:
+            Log-probabilities of the targets in nats, f32 `[batch, time]`; the most likely tokens, int32
+            `[batch, time, k]`, and their log-probabilities. The logits are computed in chunks, as by `nll`.
+        """
+        def compare(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            log_probs = jax.nn.log_softmax(logits[..., :tokens])
+            top, best = jax.lax.top_k(log_probs, k)
+            return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0], best, top
+        return self._in_chunks(compare, self._hidden(ids, OFF)[0], targets)
+
     def _chunk_time(self, batch: int) -> int:
         """The number of positions whose logits are computed together."""
         return max(1, CHUNK // (batch * self.config.vocab_size))
 
     def _in_chunks(self, measure: Callable[[jax.Array, jax.Array], Any], hidden: jax.Array,
                    targets: jax.Array) -> Any:
-        """`measure(logits, targets)` of each position, `[batch, time]` or a tree of such arrays."""
+        """`measure(logits, targets)` of each position, `[batch, time, …]` or a tree of such arrays."""
         batch, time = targets.shape
 
         def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> Any:
@@ -130,7 +147,9 @@ class CausalLM(nnx.Module):
             return measure(self._unembedded(split_batch(hidden)), targets)
         n = -(-time // self._chunk_time(batch))
         chunks = jax.lax.map(of_chunk, (_chunks(hidden, n), _chunks(targets, n)))
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :time], chunks)
+        def joined(x: jax.Array) -> jax.Array:
+            return jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:])[:, :time]
+        return jax.tree.map(joined, chunks)
 
     @abc.abstractmethod
     def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
@@ -144,7 +163,6 @@ class CausalLM(nnx.Module):
     def unembedding(self) -> Unembedding:
         """The map from the last residual stream to the logits."""
 
-    @abc.abstractmethod
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int,
                 prefix: list[Cache] | None = None) -> tuple[jax.Array, list[Cache]]:
         """Processes prompts and fills the caches.
@@ -159,6 +177,13 @@ class CausalLM(nnx.Module):
         Returns:
             Logits `[batch, vocab]` after each row's last id, and the caches.
         """
+        logits, caches, _ = self.prefill_tapped(ids, lengths, size, OFF, prefix)
+        return logits, caches
+
+    @abc.abstractmethod
+    def prefill_tapped(self, ids: jax.Array, lengths: jax.Array, size: int, tap: Tap,
+                       prefix: list[Cache] | None = None) -> tuple[jax.Array, list[Cache], Recorded]:
+        """As `prefill`, with what the tap recorded at the hooks inside the blocks; see `tapped`."""
 
     def longest_prefix(self) -> int:
         """The number of ids that the prefix of `prefill` may have; 0: none is supported."""

@@ -2,8 +2,8 @@
 
 A block is a module with three methods that compute the same function:
     block(x, tap)                    → y, recorded  the whole sequence at once
-    block.prefill(x, lengths, size)  → y, cache     the whole sequence, and the cache for decoding;
-                                                    `prefix=`: a cache of positions before it
+    block.prefill(x, lengths, size)  → y, cache, recorded  the whole sequence, and the cache for decoding;
+                                                    `tap=`, and `prefix=`: a cache of positions before it
     block.step(x, cache, position)   → y, cache     one more position
 The blocks' parameters are stacked: every array has a leading axis of n_layers. Blocks whose layers differ in
 more than their parameters get those inputs as one more argument of each method (`Decoder.per_layer_inputs`).
@@ -119,17 +119,23 @@ class Decoder(CausalLM):
         inputs = self.per_layer_inputs()
         return int(np.min(inputs[0].window)) if inputs else ALL
 
-    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int,
-                prefix: list[Cache] | None = None) -> tuple[jax.Array, list[Cache]]:
+    def prefill_tapped(self, ids: jax.Array, lengths: jax.Array, size: int, tap: Tap,
+                       prefix: list[Cache] | None = None) -> tuple[jax.Array, list[Cache], Recorded]:
+        tap.check(self.hooks, self.config.n_layers)
         start = 0 if prefix is None else n_positions(prefix[0])
         x = self._embed(ids, start + jnp.arange(ids.shape[1])[None])
-        caches = []
+        caches, records = [], []
         for i, (block, inputs) in enumerate(zip(self.layers(), self._by_layer(), strict=True)):
+            before: Recorded = {}
+            layer_tap = tap.within(i)
             with jax.named_scope(f"block_{i}"):
-                x, cache = block.prefill(x, lengths, size, *inputs,
-                                         prefix=None if prefix is None else prefix[i])
+                x = layer_tap("resid_pre", x, before)
+                x, cache, inside = block.prefill(x, lengths, size, *inputs, tap=layer_tap,
+                                                 prefix=None if prefix is None else prefix[i])
+                x = layer_tap("resid_post", x, inside)
             caches.append(cache)
-        return self._logits(at_last(x, lengths))[:, 0], caches
+            records.append(before | inside)
+        return self._logits(at_last(x, lengths))[:, 0], caches, stacked(records)
 
     def step_with_streams(self, ids: jax.Array, caches: list[Cache], position: jax.Array
                           ) -> tuple[jax.Array, list[Cache], jax.Array]:

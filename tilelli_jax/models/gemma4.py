@@ -262,25 +262,31 @@ class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
         """See `CausalLM`."""
         return self.config.window if "sliding" in self.config.layers else ALL
 
-    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int,
-                prefix: list[KeyCache] | None = None) -> tuple[jax.Array, list[KeyCache]]:
+    def prefill_tapped(self, ids: jax.Array, lengths: jax.Array, size: int, tap: Tap,
+                       prefix: list[KeyCache] | None = None
+                       ) -> tuple[jax.Array, list[KeyCache], Recorded]:
         """See `CausalLM`. There is one cache for each layer that computes its own keys.
 
-        The later layers run for the last positions only, because no layer uses their other positions.
+        Without a tap, the later layers run for the last positions only, because no layer uses their other
+        positions.
         """
+        tap.check(self.hooks, self.config.n_layers)
         n_own, n_layers = self.config.n_own, self.config.n_layers
         start = 0 if prefix is None else n_positions(prefix[0])
         x, embedded = self._embed(ids)
         keys: dict[int, KeyCache] = {}
-        x, _ = self._run(range(n_own), x, embedded, start + jnp.arange(ids.shape[1])[None], keys,
-                         prefix=prefix)
-        x = at_last(x, lengths)
-        embedded = None if embedded is None else at_last(embedded, lengths)
-        lengths = start + lengths
-        x, _ = self._run(range(n_own, n_layers), x, embedded, lengths[:, None] - 1, keys)
+        positions = start + jnp.arange(ids.shape[1])[None]
+        x, records = self._run(range(n_own), x, embedded, positions, keys, tap, prefix=prefix)
+        if not (tap.record or tap.edit):
+            x, positions = at_last(x, lengths), start + lengths[:, None] - 1
+            embedded = None if embedded is None else at_last(embedded, lengths)
+        x, later = self._run(range(n_own, n_layers), x, embedded, positions, keys, tap)
+        if x.shape[1] > 1:
+            x = at_last(x, lengths)
         slots = {"sliding": min(size, self.config.window), "full": size}
-        return self._logits(x)[:, 0], [KeyCache.of_prompts(*keys[i], lengths, slots[self.config.layers[i]])
-                                       for i in range(n_own)]
+        caches = [KeyCache.of_prompts(*keys[i], start + lengths, slots[self.config.layers[i]])
+                  for i in range(n_own)]
+        return self._logits(x)[:, 0], caches, stacked([*records, *later])
 
     def step_with_streams(self, ids: jax.Array, caches: list[KeyCache], position: jax.Array
                           ) -> tuple[jax.Array, list[KeyCache], jax.Array]:

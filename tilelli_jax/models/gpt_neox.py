@@ -81,10 +81,11 @@ class GPTNeoXBlock(nnx.Module):
         recorded: Recorded = {}
         return self._join(x, self.attention(self.norm1(x)), tap, recorded), recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, prefix: Any = None
-                ) -> tuple[jax.Array, Any]:
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, tap: Tap = OFF, prefix: Any = None
+                ) -> tuple[jax.Array, Any, Recorded]:
+        recorded: Recorded = {}
         y, cache = self.attention.prefill(self.norm1(x), lengths, size, prefix)
-        return self._join(x, y, OFF, {}), cache
+        return self._join(x, y, tap, recorded), cache, recorded
 
     def step(self, x: jax.Array, cache: Any, position: jax.Array) -> tuple[jax.Array, Any]:
         y, cache = self.attention.step(self.norm1(x), cache, position)

@@ -117,10 +117,11 @@ class LlamaBlock(nnx.Module):
         recorded: Recorded = {}
         return self._join(x, self.attention(self.norm1(x), kind), tap, recorded), recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, kind: LayerAttention,
-                prefix: Any = None) -> tuple[jax.Array, Any]:
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, kind: LayerAttention, tap: Tap = OFF,
+                prefix: Any = None) -> tuple[jax.Array, Any, Recorded]:
+        recorded: Recorded = {}
         y, cache = self.attention.prefill(self.norm1(x), lengths, size, kind, prefix)
-        return self._join(x, y, OFF, {}), cache
+        return self._join(x, y, tap, recorded), cache, recorded
 
     def step(self, x: jax.Array, cache: Any, position: jax.Array,
              kind: LayerAttention) -> tuple[jax.Array, Any]:

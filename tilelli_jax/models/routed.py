@@ -90,11 +90,10 @@ class RoutedBlock(nnx.Module):
         y, _, recorded = self._mix(x, lambda name, h: (getattr(self, name)(h), None), tap)
         return y, recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, prefix: None = None
-                ) -> tuple[jax.Array, dict[str, Any]]:
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, tap: Tap = OFF, prefix: None = None
+                ) -> tuple[jax.Array, dict[str, Any], Recorded]:
         assert prefix is None, "a shared prefix; see longest_prefix"
-        y, cache, _ = self._mix(x, lambda name, h: getattr(self, name).prefill(h, lengths, size), OFF)
-        return y, cache
+        return self._mix(x, lambda name, h: getattr(self, name).prefill(h, lengths, size), tap)
 
     def step(self, x: jax.Array, cache: dict[str, Any],
              position: jax.Array) -> tuple[jax.Array, dict[str, Any]]:

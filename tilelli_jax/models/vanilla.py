@@ -59,19 +59,21 @@ class TransformerBlock(nnx.Module):
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
         """`[batch, time, d_model]` → same shape. Hooks: attn_out, resid_mid, mlp_write."""
         recorded: Recorded = {}
-        x = tap("resid_mid", x + tap("attn_out", self.attention(self.norm1(x)), recorded), recorded)
-        return x + tap("mlp_write", self.dense(self.norm2(x)), recorded), recorded
+        return self._join(x, self.attention(self.norm1(x)), tap, recorded), recorded
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, prefix: Any = None
-                ) -> tuple[jax.Array, Any]:
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int, tap: Tap = OFF, prefix: Any = None
+                ) -> tuple[jax.Array, Any, Recorded]:
+        recorded: Recorded = {}
         y, cache = self.attention.prefill(self.norm1(x), lengths, size, prefix)
-        x = x + y
-        return x + self.dense(self.norm2(x)), cache
+        return self._join(x, y, tap, recorded), cache, recorded
 
     def step(self, x: jax.Array, cache: Any, position: jax.Array) -> tuple[jax.Array, Any]:
         y, cache = self.attention.step(self.norm1(x), cache, position)
-        x = x + y
-        return x + self.dense(self.norm2(x)), cache
+        return self._join(x, y, OFF, {}), cache
+
+    def _join(self, x: jax.Array, attended: jax.Array, tap: Tap, recorded: Recorded) -> jax.Array:
+        x = tap("resid_mid", x + tap("attn_out", attended, recorded), recorded)
+        return x + tap("mlp_write", self.dense(self.norm2(x)), recorded)
 
 
 class VanillaLM(Decoder):

@@ -115,7 +115,8 @@ class PromptReader:
         self.config, self.max_tokens, self.shortest = model.config, max_time(model), shortest
         parts = [nnx.split(network) for network in (model, *aux_models)]
         self._params = [params for _, params in parts]
-        self._read = _compiled(signals or PromptSignals(lens_hooks(model), chunk, rounded),
+        self.hooks = lens_hooks(model)
+        self._read = _compiled(signals or PromptSignals(self.hooks, chunk, rounded),
                                tuple(graph for graph, _ in parts), mesh)
 
     def bytes_of(self, positions: int) -> int:

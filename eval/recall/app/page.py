@@ -19,11 +19,12 @@ import fastapi
 import gradio as gr
 from gradio.route_utils import FnIndexInferError  # a request for an unknown endpoint
 
+from tilelli_jax.serving.hosts import App, Receive, Scope, Send, TrustedHosts
+
 from ...document import SCROLL_SHADOWS
 from ...tables import Row, markdown
 from . import thought_seeding
 from .handlers import DEPTHS, batched, generated, probed
-from .hosts import App, Receive, Scope, Send, TrustedHosts
 from .info import MEANING, example_question, memory_text, metrics_markdown, study_figures, study_markdown
 from .request_queue import RequestQueue
 from .uploads import Page, one_line

@@ -5,47 +5,23 @@ Whoever can reach the address can query the network. The default address is this
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
 
 from tilelli_jax.cli import interrupts
-from tilelli_jax.errors import InputError
+from tilelli_jax.serving.listening import Http, address_of
 
 from ..predictor import KnowledgePredictor
 from . import thought_seeding
 from .info import facts
 from .page import build, mounted
 from .request_queue import RequestQueue
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """Returns a socket bound to the address; port 0 chooses a free one.
-
-    Raises:
-        InputError: the address does not exist or is in use.
-    """
-    if not 0 <= port < 2**16:
-        raise InputError(f"--port: expected a number from 0 to {2**16 - 1}, found {port}")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--host, --port: {host}:{port}: cannot bind to this address: {reason}") from None
-    return listener
 
 
 def serve(predictor: KnowledgePredictor, listener: socket.socket, *, model: str, sidecar: str,
@@ -59,7 +35,6 @@ def serve(predictor: KnowledgePredictor, listener: socket.socket, *, model: str,
         allowed: host names that requests may use, besides the page's address and localhost.
     """
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     # Uploads and files of scores are deleted when the page ends.
     with tempfile.TemporaryDirectory(prefix="recall-app-") as directory:
         os.environ["GRADIO_TEMP_DIR"] = directory
@@ -68,27 +43,10 @@ def serve(predictor: KnowledgePredictor, listener: socket.socket, *, model: str,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the page's libraries warn about each other
             app = mounted(page, host, port, allowed)
-        server = _Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-        server.greeting = f"{url} (Ctrl-C ends it)"
+        greeting = f"{address_of(listener)} (Ctrl-C ends it)"
+        server = Http(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2),
+                      lambda: print(greeting, flush=True))
         with interrupts.deferred(call=server.leave):
             server.run([listener])
         print()
     return 0
-
-
-class _Server(uvicorn.Server):
-    """Prints its address once it accepts requests."""
-
-    greeting = ""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to the handlers that all commands share."""
-        yield
-
-    def leave(self, number: int) -> None:
-        self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        print(self.greeting, flush=True)

@@ -1,0 +1,1 @@
+"""The HTTP server of `tilelli serve`: requests in the manner of OpenAI's API, and their replies."""
