@@ -120,8 +120,8 @@ def test_lm_eval_reads_it(url: str, directory: Path, language: LanguageModel, mo
         rows = range(len(before) - 1, len(ids) - 1)
         assert log_prob == pytest.approx(sum(log_probs[i, ids[i + 1]] for i in rows), abs=1e-4)
         assert is_greedy == all(log_probs[i].argmax() == ids[i + 1] for i in rows)
-    texts = api.generate_until([Instance("generate_until", {}, ("the cat", {"until": [" a"], "max_gen_toks": 8}),
-                                         0)])
+    request = "the cat", {"until": [" a"], "max_gen_toks": 8}
+    texts = api.generate_until([Instance("generate_until", {}, request, 0)])
     expected = words_of(decoding.generate_ids(language.model, [language.encode("the cat")], max_new=8,
                                               temperature=0.0)[0].ids)
     assert texts == [expected.partition(" a")[0]]
