@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from .cascade import Costs, Frontier
@@ -257,6 +258,9 @@ def cost_benefit(points: Mapping[str, tuple[float, Interval, str]], best: Sequen
                       textcoords="offset points")
     axes.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     axes.set(xlabel="seconds a question, with the prompt's pass", ylabel="AUROC, 95 % interval", xscale="log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 8)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     return _finished(figure, axes, title)
 
 

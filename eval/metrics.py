@@ -35,14 +35,42 @@ def auroc_weighted(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> 
         numbers below 2⁵³, or of those times a power of two: only the final division rounds.
     """
     positive, scores = check_scored(labels, scores)
+    won, pairs = _won(positive, scores, np.atleast_2d(checks.weights(weights, len(scores))))
+    return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def auroc_within(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike, strata: ArrayLike) -> Floats:
+    """Returns the AUROC of pairs of the same stratum, under each row of weights as in `auroc_weighted`.
+
+    It is the chance that a 1 scores above a 0 of its own stratum (ties half), so that a score that differs
+    between strata only has 0.5. Each stratum counts by its number of pairs (van Elteren 1960).
+
+    Args:
+        strata: `[items]`, the stratum of each.
+
+    Returns:
+        `[replicates]`, f64; NaN where no stratum contains both classes.
+    """
+    positive, scores = check_scored(labels, scores)
+    rows = np.atleast_2d(checks.weights(weights, len(scores)))
+    names, stratum = np.unique(np.asarray(strata), return_inverse=True)
+    won, pairs = np.zeros(len(rows)), np.zeros(len(rows))
+    for i in range(len(names)):
+        inside = stratum == i
+        if 0 < positive[inside].sum() < inside.sum():
+            of_stratum = _won(positive[inside], scores[inside], rows[:, inside])
+            won, pairs = won + of_stratum[0], pairs + of_stratum[1]
+    return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def _won(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """How many pairs of a 1 and a 0 the 1 wins (ties half), and the number of pairs, `[replicates]` each."""
     order = np.argsort(scores, kind="stable")
     starts = checks.starts_of_ties(scores[order])
-    ordered_weights = np.atleast_2d(checks.weights(weights, len(scores)))[:, order]
-    above, below = (np.add.reduceat(_scaled(ordered_weights * in_class[order]), starts, axis=1)
+    above, below = (np.add.reduceat(_scaled(weights[:, order] * in_class[order]), starts, axis=1)
                     for in_class in (positive, ~positive))
-    won = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
-    pairs = above.sum(axis=1) * below.sum(axis=1)
-    return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return ((above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1),
+            above.sum(axis=1) * below.sum(axis=1))
 
 
 def _scaled(weights: Floats) -> Floats:

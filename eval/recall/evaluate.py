@@ -31,7 +31,7 @@ from ..stats import Interval, PairedBootstrap, bootstrap_mean, bootstrap_of, exa
 from ..thresholds import Verdict
 from .config import BEST_FREE
 from .labelling import NEEDED
-from .scores import Methods, Scope, complete_methods
+from .scores import Methods, Scope, Scores, complete_methods
 from .verdicts import VerdictRule
 
 Tree = dict[str, Any]
@@ -81,6 +81,7 @@ def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, ru
         "free": free, "comparisons_with_free": overall.get("comparisons_with_free", []),
         "within_dataset": {name: compare(table, methods, table.rows("test", name), replicates, seed)
                            for name in table.datasets if len(table.datasets) > 1},
+        "within_category": within_category(table, methods, test, replicates, seed, free),
         "cross_dataset": cross_dataset(table, scores, replicates, seed),
         "answerability": answerability(table, methods, test, replicates, seed),
         "answered_only": compare(table, methods, answered, replicates, seed)
@@ -174,8 +175,29 @@ def has_both_labels(table: QuestionTable, rows: Rows) -> bool:
     return int(np.bincount(table.known[rows], minlength=2).min()) >= MIN_PER_LABEL
 
 
+def within_category(table: QuestionTable, methods: Methods, rows: Rows, replicates: int, seed: int,
+                    free: str | None) -> Tree | None:
+    """Compares the methods by the AUROC of pairs of questions of the same category; see `compare`.
+
+    A method that only recognises the category has 0.5. None without several categories, or if none of them
+    has known and unknown questions.
+    """
+    category = table.category[rows]
+    if len(np.unique(category)) < 2 or "" in category or not has_both_labels(table, rows):
+        return None
+    if not _has_pairs(table, rows):
+        return None
+    return compare(table, methods, rows, replicates, seed, free=free, strata=table.category)
+
+
+def _has_pairs(table: QuestionTable, rows: Rows) -> bool:
+    """Whether some category has known and unknown questions among these rows."""
+    return any(0 < table.known[inside].sum() < len(inside) for name in np.unique(table.category[rows])
+               for inside in [rows[table.category[rows] == name]])
+
+
 def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int, seed: int, *,
-            free: str | None = None, all_metrics: bool = False) -> Tree:
+            free: str | None = None, all_metrics: bool = False, strata: NDArray | None = None) -> Tree:
     """Scores every method on these rows and compares the sidecar with each of the others.
 
     The test is a paired bootstrap over groups; `p_holm` is corrected for all comparisons of this call with
@@ -185,6 +207,7 @@ def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int,
     Args:
         free: a free score with which every other method is compared too.
         all_metrics: also AUPRC, Brier score, AURC and PRR.
+        strata: `[questions]`; AUROCs, and no other metric, are then of pairs of the same stratum.
     """
     result: Tree = {"questions": len(rows), "known": float(table.known[rows].mean()) if len(rows) else None,
                     "groups": len(np.unique(table.group[rows])), "methods": {}, "comparisons": []}
@@ -195,27 +218,18 @@ def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int,
     p_values: dict[str, list[float]] = {key: [] for key in references}
     scored_rows = {name: rows[~np.isnan(scores.scores[0, rows])] for name, scores in methods.items()}
     distinct = {tuple(scored.tolist()): scored for scored in scored_rows.values()
-                if has_both_labels(table, scored)}
+                if has_both_labels(table, scored) and (strata is None or _has_pairs(table, scored))}
     for subset in distinct.values():
         known, group = table.known[subset], table.group[subset]
         names = [name for name, scored in scored_rows.items() if np.array_equal(scored, subset)]
         bootstrap = PairedBootstrap(
             known, {name: methods[name].scores[:, subset] for name in {*references.values(), *names}},
-            replicates=replicates, seed=seed, groups=group)
+            replicates=replicates, seed=seed, groups=group, strata=None if strata is None else strata[subset])
         for name in names:
-            scores, probabilities = methods[name].scores[:, subset], methods[name].probabilities[:, subset]
-            metrics: Tree = {
-                "questions": len(subset), "auroc": bootstrap.interval(name),
-                "runs": [auroc(known, run) for run in scores],
-                "ece_if_calibrated": float(np.mean([
-                    expected_ece_if_calibrated(run) for run in probabilities]))}
-            of_scores = [(metric, statistic, scores) for metric, statistic in RANKING.items()]
-            for metric, statistic, values in (
-                    ("ece", expected_calibration_error, probabilities),
-                    *((("brier", brier, probabilities), *of_scores) if all_metrics else ())):
-                metrics[metric] = bootstrap_of(statistic, known, values, replicates=replicates, seed=seed,
-                                               groups=group, centred=metric == "ece")
-            result["methods"][name] = metrics
+            result["methods"][name] = {"questions": len(subset), "auroc": bootstrap.interval(name)}
+            if strata is None:
+                result["methods"][name] |= _metrics(methods[name], subset, known, group, replicates, seed,
+                                                    all_metrics)
             for key, reference in references.items():
                 if name != reference:
                     result[key].append({"baseline": name, "questions": len(subset),
@@ -226,6 +240,22 @@ def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int,
         for comparison, p, corrected in zip(result[key], of_key, holm(of_key).tolist(), strict=True):
             comparison |= {"p": p, "p_holm": corrected}
     return result
+
+
+def _metrics(scores: Scores, rows: Rows, known: NDArray, group: NDArray, replicates: int, seed: int,
+             all_metrics: bool) -> Tree:
+    """The metrics of a method on these rows besides its AUROC; see `compare`."""
+    log_odds, probabilities = scores.scores[:, rows], scores.probabilities[:, rows]
+    metrics: Tree = {
+        "runs": [auroc(known, run) for run in log_odds],
+        "ece_if_calibrated": float(np.mean([expected_ece_if_calibrated(run) for run in probabilities]))}
+    of_scores = [(metric, statistic, log_odds) for metric, statistic in RANKING.items()]
+    for metric, statistic, values in (
+            ("ece", expected_calibration_error, probabilities),
+            *((("brier", brier, probabilities), *of_scores) if all_metrics else ())):
+        metrics[metric] = bootstrap_of(statistic, known, values, replicates=replicates, seed=seed,
+                                       groups=group, centred=metric == "ece")
+    return metrics
 
 
 def primary_comparisons(table: QuestionTable, methods: Methods, rows: Rows, primary: Sequence[str],

@@ -43,6 +43,7 @@ from .report_rows import (
     transfer_differences,
     transfer_rows,
     verdict_rows,
+    within_category_rows,
 )
 from .sentences import conclusions
 from .study import RecallStudy
@@ -88,6 +89,7 @@ def write(collected: Tree, out: Path, provenance: Mapping[str, Any]) -> dict[str
     _add_calibration(report, results)
     _add_verdicts(report, results)
     _add_risk_coverage(report, results)
+    _add_within_category(report, results)
     _add_transfer(report, results)
     _add_answerability(report, results)
     _add_layers(report, results, results["config"]["fit"]["c_values"])
@@ -296,6 +298,18 @@ def _add_risk_coverage(report: Document, results: Tree) -> None:
         "Risk–coverage: fraction of wrong answers among the questions answered, when each method answers the "
         f"questions with its highest scores first. {figures.intervals_caption(curves)}")
     report.paragraph(f"The table of all metrics has the AURC and the PRR. {PRR}")
+
+
+def _add_within_category(report: Document, results: Tree) -> None:
+    rows = within_category_rows(results)
+    if not rows:
+        return
+    report.heading("Within categories")
+    free = f" The free score is {results['free']}." if results["free"] else ""
+    report.paragraph("The AUROC of pairs of a known and an unknown question of the same category. A method "
+                     "that only recognises the category has 0.5 here, although it may have a high AUROC over "
+                     f"all questions.{free}")
+    report.table(rows)
 
 
 def _add_transfer(report: Document, results: Tree) -> None:

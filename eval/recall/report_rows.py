@@ -109,6 +109,22 @@ def transfer_differences(results: Tree) -> list[dict[str, Any]]:
 DASH = f"–: fewer than {MIN_PER_LABEL} known or fewer than {MIN_PER_LABEL} unknown questions"  # by popularity
 
 
+def within_category_rows(results: Tree) -> list[dict[str, Any]]:
+    """Returns the AUROC of each method for pairs of the same category, highest first."""
+    result = results["within_category"] or {"methods": {}, "comparisons": [], "comparisons_with_free": []}
+    compared = {key: {comparison["baseline"]: comparison for comparison in result.get(key, [])}
+                for key in ("comparisons", "comparisons_with_free")}
+
+    def cells(key: str, name: str, title: str) -> dict[str, Any]:
+        comparison = compared[key].get(name, {})
+        return {title: interval(comparison.get("difference")),
+                f"p (Holm), {title[2:]}": comparison.get("p_holm")}
+    return [{"method": name, "questions": tree["questions"], "AUROC within": interval(tree["auroc"]),
+             **cells("comparisons", name, "Δ sidecar − method"),
+             **(cells("comparisons_with_free", name, "Δ free − method") if results["free"] else {})}
+            for name, tree in sorted(result["methods"].items(), key=lambda item: -item[1]["auroc"]["point"])]
+
+
 def popularity_rows(results: Tree) -> list[dict[str, Any]]:
     """Returns AUROCs by quartile of popularity; empty where the popularity is unknown."""
     return [{"data set": name, "popularity": f"{result['from']:g} to {result['to']:g}",

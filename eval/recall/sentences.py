@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..conclusions import (
@@ -18,6 +18,7 @@ from ..conclusions import (
 from ..estimators.panel import SIDECAR
 from ..stats import Interval
 
+MOST_SENTENCES = 8  # more comparisons than these are summarised
 # Compared with the sidecar in the conclusions, as is every other method that differs significantly.
 COMPARED = ("first_token_entropy", "words", "layer_probe", "prompt_features")
 Tree = Mapping[str, Any]
@@ -32,13 +33,17 @@ def conclusions(results: Tree) -> list[str]:
     texts = [f"The sidecar separates known from unknown held-out questions with AUROC "
              f"{format_interval(area)} ({seeds}): {_versus_chance(area, groups)}.",
              *few_groups_warning(groups, "questions"), *results["warnings"]]
-    texts += [_comparison_sentence(comparison, results) for comparison in results["comparisons"]
-              if comparison["baseline"] in COMPARED
-              or is_significant(comparison["p_holm"], comparison["groups"])]
+    compared = [comparison for comparison in results["comparisons"] if comparison["baseline"] in COMPARED
+                or is_significant(comparison["p_holm"], comparison["groups"])]
+    if len(compared) <= MOST_SENTENCES:
+        texts += [_comparison_sentence(comparison, results) for comparison in compared]
+    else:
+        texts += _summary_of_comparisons(results["comparisons"])
     texts += [CORRECTION] if results["comparisons"] else []
     texts.append(f"Calibration: the sidecar's ECE (10 bins) is "
                  f"{format_interval(Interval.from_tree(sidecar['ece']))}; perfectly calibrated probabilities "
                  f"would have {sidecar['ece_if_calibrated']:.3f} from sampling alone.")
+    texts += _within_category_sentences(results)
     for name, result in results["cross_dataset"].items():
         texts.append(_transfer_sentence(name, result))
     for name, reason in results["fit"].get("excluded_datasets", {}).items():
@@ -56,6 +61,37 @@ def _few_groups(groups: int) -> str:
 
 def _versus_chance(area: Interval, groups: int) -> str:
     return _few_groups(groups) if groups < FEW else compare_with_chance(area, groups)
+
+
+def _summary_of_comparisons(comparisons: Sequence[Tree]) -> list[str]:
+    """A sentence each for the methods than which the sidecar is better, worse, and neither."""
+    named: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        point, groups = comparison["difference"]["point"], comparison["groups"]
+        kind = ("not significantly different from" if groups < FEW or comparison["p_holm"] is None
+                or not is_significant(comparison["p_holm"], groups) else
+                "significantly better than" if point > 0 else "significantly worse than")
+        named.setdefault(kind, []).append(comparison["baseline"])
+    return [f"The sidecar is {kind} {', '.join(names)} (paired bootstrap, Holm-corrected for "
+            f"{len(comparisons)} comparisons)." for kind, names in named.items()]
+
+
+def _within_category_sentences(results: Tree) -> list[str]:
+    result, free = results["within_category"], results["free"]
+    if not result or SIDECAR not in result["methods"]:
+        return []
+    area = Interval.from_tree(result["methods"][SIDECAR]["auroc"])
+    text = (f"Among questions of the same category, the sidecar's AUROC is {format_interval(area)}: "
+            f"{_versus_chance(area, result['groups'])}.")
+    for comparison in result["comparisons"]:
+        if comparison["baseline"] == free:
+            difference, p = Interval.from_tree(comparison["difference"]), comparison["p_holm"]
+            significant = p is not None and is_significant(p, comparison["groups"])
+            text += (f" That of the best free score, {free}, is "
+                     f"{format_interval(Interval.from_tree(result['methods'][free]['auroc']))}: Δ "
+                     f"{format_difference(difference, significant)}, the difference is "
+                     f"{'' if significant else 'not '}significant.")
+    return [text]
 
 
 def _comparison_sentence(comparison: Tree, results: Tree) -> str:

@@ -17,7 +17,7 @@ from scipy.stats import beta
 
 from .. import checks
 from ..checks import Floats
-from ..metrics import auroc, auroc_weighted
+from ..metrics import auroc, auroc_weighted, auroc_within
 
 BLOCK = 2**22  # maximum number of elements of an array of replicates
 
@@ -90,6 +90,7 @@ class PairedBootstrap:
             over its runs.
         level: confidence level of the intervals.
         groups: see `resampled_counts`.
+        strata: `[items]`; the AUROC is then that of pairs of the same stratum (`auroc_within`).
         draw_runs: also resample runs, the same ones for every method with more than one. The interval then
             covers new runs, too. With n runs it underestimates their contribution by a factor near
             √(1 − 1/n).
@@ -101,7 +102,7 @@ class PairedBootstrap:
 
     def __init__(self, labels: ArrayLike, scores: Mapping[str, ArrayLike], *, replicates: int = 2000,
                  seed: int = 42, level: float = 0.95, groups: ArrayLike | None = None,
-                 draw_runs: bool = False):
+                 strata: ArrayLike | None = None, draw_runs: bool = False):
         self.level = checks.fraction(level, "level")
         labels = checks.labels(labels)
         runs_by_name = {name: runs_of(score, len(labels), name) for name, score in scores.items()}
@@ -109,13 +110,19 @@ class PairedBootstrap:
         if draw_runs and len(run_counts) > 1:
             raise ValueError(f"scores: expected equally many runs of each, found {sorted(run_counts)}")
         run_rng, n = np.random.default_rng([checks.seed(seed), 1]), max(run_counts, default=1)
-        self.points = {name: float(np.mean([auroc(labels, run) for run in runs]))
+
+        def areas_of(run: Floats, counts: Floats) -> Floats:
+            return (auroc_weighted(labels, run, counts) if strata is None else
+                    auroc_within(labels, run, counts, strata))
+        once = np.ones((1, len(labels)))
+        self.points = {name: float(np.mean([auroc(labels, run) if strata is None else areas_of(run, once)[0]
+                                            for run in runs]))
                        for name, runs in runs_by_name.items()}
         blocks: dict[str, list[Floats]] = {name: [] for name in scores}
         for counts in resampled_counts(len(labels), replicates, seed, groups):
             run_weights = run_rng.multinomial(n, np.full(n, 1 / n), len(counts)) / n
             for name, runs in runs_by_name.items():
-                areas = np.stack([auroc_weighted(labels, run, counts) for run in runs], axis=1)
+                areas = np.stack([areas_of(run, counts) for run in runs], axis=1)
                 blocks[name].append((areas * run_weights).sum(axis=1) if draw_runs and len(runs) > 1 else
                                     areas.mean(axis=1))
         all_areas = {name: np.concatenate(parts) for name, parts in blocks.items()}

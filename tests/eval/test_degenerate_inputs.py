@@ -55,6 +55,8 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "auroc": (metrics.auroc, "rnn= rr ===== rrrrr rrrr =="),
     "auroc_weighted": (lambda y, s: metrics.auroc_weighted(y, s, [[1, 2, 0, 1, 1, 1][:len(y)]]),
                        "rnn= rr ===== rrrrr rrrr =="),
+    "auroc_within": (lambda y, s: metrics.auroc_within(y, s, [[1, 2, 0, 1, 1, 1][:len(y)]], ["a"] * len(y)),
+                     "rnn= rr ===== rrrrr rrrr =="),
     "auprc": (metrics.auprc, "r=== rr ===== rrrrr rrrr =="),
     "PairedBootstrap": (bootstrap_interval, "rnn= rr ===== rrrrr rrrr =="),
     "bootstrap_of": (lambda y, s: stats.bootstrap_of(metrics.auroc, y, s, replicates=20),

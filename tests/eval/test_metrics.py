@@ -58,6 +58,23 @@ def test_weights_equal_repeated_items(items: list[tuple[bool, int]], seed: int) 
             assert math.isclose(area, roc_auc_score(repeated, np.repeat(scores, row)), abs_tol=1e-12)
 
 
+@given(ITEMS, st.integers(0, 2**32 - 1))
+def test_pairs_within_strata(items: list[tuple[bool, int]], seed: int) -> None:
+    """By counting the pairs of the same stratum."""
+    labels, scores = to_arrays(items)
+    rng = np.random.default_rng(seed)
+    strata, counts = rng.choice(["a", "b", "c"], len(items)), rng.integers(0, 3, (4, len(items)))
+    areas = metrics.auroc_within(labels, scores, counts, strata)
+    for row, area in zip(counts, areas, strict=True):
+        repeated = np.repeat(np.arange(len(items)), row)
+        won = [1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
+               for i in repeated for j in repeated
+               if labels[i] == 1 and labels[j] == 0 and strata[i] == strata[j]]
+        assert math.isclose(area, np.mean(won), abs_tol=1e-12) if won else math.isnan(area)
+    np.testing.assert_array_equal(metrics.auroc_within(labels, scores, counts, np.zeros(len(items))),
+                                  metrics.auroc_weighted(labels, scores, counts))
+
+
 @given(ITEMS, st.integers(0, 2**32 - 1), st.floats(-320, 307), st.floats(-320, 307))
 def test_weights_of_any_size(items: list[tuple[bool, int]], seed: int, exponent_1: float,
                              exponent_0: float) -> None:

@@ -72,8 +72,8 @@ def test_invalid_options(options: list[str], message: str, place: Place,
 
 
 def test_a_port_in_use(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    from tilelli_jax.eval.recall.app import server
-    with server.open_socket("127.0.0.1", 0) as listener:
+    from tilelli_jax.serving.listening import open_socket
+    with open_socket("127.0.0.1", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
         assert app_command(["--model", "nowhere", "--sidecar", "nowhere", "--port", str(port)]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ from tilelli_jax.eval.conclusions import FEW, compare_with_chance
 from tilelli_jax.eval.estimators import panel
 from tilelli_jax.eval.estimators.table import QuestionTable
 from tilelli_jax.eval.inputs.networks import NetworkConfig
-from tilelli_jax.eval.recall import evaluate, labelling, report, scores, sentences, verdicts
+from tilelli_jax.eval.recall import evaluate, labelling, report, report_rows, scores, sentences, verdicts
 from tilelli_jax.eval.recall.config import (
     FitConfig,
     QuestionsConfig,
@@ -30,6 +31,7 @@ from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stats import Interval
+from tilelli_jax.eval.tables import json_with_nulls
 
 N = 400
 
@@ -100,6 +102,45 @@ def test_cross_dataset_excludes_shared_groups() -> None:
     results = evaluate.cross_dataset(linked, {"x/a": methods_of(linked, 2)}, 200, 0)
     assert results["x/a → b"] == {"questions": 0, "known": None, "groups": 0, "methods": {},
                                   "comparisons": []}
+
+
+def test_within_categories_a_score_of_the_category_is_chance() -> None:
+    """Categories differ in their fraction of known questions; one method knows only that."""
+    rng = np.random.default_rng(0)
+    category = np.array(["p", "q", "r"])[np.arange(N) % 3]
+    known = (rng.random(N) < np.array([0.8, 0.5, 0.2])[np.arange(N) % 3]).astype(int)
+    data = dataclasses.replace(table(known=known), category=category)
+    of_category = np.array([2.0, 0.0, -2.0])[np.arange(N) % 3][None]
+    methods = methods_of(data) | {"category": Scores(of_category, expit(of_category))}
+    test = data.rows("test")
+    overall = evaluate.compare(data, methods, test, 200, 0)["methods"]
+    result = evaluate.within_category(data, methods, test, 200, 0, "first_token_entropy")
+    assert overall["category"]["auroc"].point > 0.65
+    assert tuple(result["methods"]["category"]["auroc"]) == (0.5, 0.5, 0.5)
+    score = methods["sidecar"].scores[:, test]
+    pairs = [(i, j) for i in range(len(test)) for j in range(len(test)) if known[test[i]] > known[test[j]]
+             and category[test[i]] == category[test[j]]]
+    assert result["methods"]["sidecar"]["auroc"].point == pytest.approx(
+        np.mean([run[i] > run[j] for run in score for i, j in pairs]))
+    assert set(result["methods"]["sidecar"]) == {"questions", "auroc"}
+    assert [comparison["baseline"] for comparison in result["comparisons_with_free"]].count("category") == 1
+    # In the report.
+    results = {"within_category": json.loads(json_with_nulls(result)), "free": "first_token_entropy"}
+    rows = report_rows.within_category_rows(results)
+    assert rows[0]["method"] == "sidecar" and rows[0]["AUROC within"].point > 0.8
+    text, = sentences._within_category_sentences(results)
+    assert "better than chance. That of the best free score, first_token_entropy, is 0." in text
+    assert evaluate.within_category(table(), methods, test, 200, 0, None) is None, "there are no categories"
+
+
+def test_many_comparisons_are_summarised() -> None:
+    names = {"a": (0.2, 0.01), "b": (-0.2, 0.01), "c": (0.2, 0.3), "d": (0.1, 0.02), "e": (0.1, None)}
+    texts = sentences._summary_of_comparisons([
+        {"baseline": name, "groups": 60, "p_holm": p, "difference": {"point": point}}
+        for name, (point, p) in names.items()])
+    assert [text.partition(" (")[0] for text in texts] == [
+        "The sidecar is significantly better than a, d", "The sidecar is significantly worse than b",
+        "The sidecar is not significantly different from c, e"]
 
 
 def test_bins_of_popularity() -> None:
@@ -177,6 +218,7 @@ def test_conclusions_claim_no_more_than_the_numbers(point: float, low: float, hi
                            "first_token_entropy": {"auroc": interval}},
                "comparisons": [{"baseline": "first_token_entropy", "difference": interval, "p_holm": p_holm,
                                 "groups": groups}],
+               "within_category": None, "free": None,
                "cross_dataset": {"a → b": {"questions": 9, "groups": 9, "methods": {}}},
                "fit": {"excluded_datasets": {"c": "few"}}, "warnings": ["The train split is small."]}
     texts = sentences.conclusions(results)
@@ -209,7 +251,7 @@ def test_every_significant_comparison_has_a_sentence() -> None:
                "comparisons": [{"baseline": name, "p_holm": p, "groups": 60,
                                 "difference": {"point": -0.068, "low": -0.121, "high": -0.02}}
                                for name, p in p_holm.items()],
-               "cross_dataset": {}, "fit": {}, "warnings": []}
+               "within_category": None, "free": None, "cross_dataset": {}, "fit": {}, "warnings": []}
     compared = [text for text in sentences.conclusions(results) if "Holm-corrected" in text]
     assert compared[1] == ("Sidecar minus popularity: ΔAUROC −0.068 [−0.121, "
                            "−0.020], paired bootstrap, Holm-corrected p = 0.020: the sidecar is "

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tilelli_jax.eval.recall.app.hosts import TrustedHosts, host_of
+from tilelli_jax.serving.hosts import TrustedHosts, host_of
 
 
 @pytest.mark.parametrize(("header", "host"), [
