@@ -111,7 +111,7 @@ class PairedBootstrap:
             raise ValueError(f"scores: expected equally many runs of each, found {sorted(run_counts)}")
         run_rng, n = np.random.default_rng([checks.seed(seed), 1]), max(run_counts, default=1)
 
-        def areas_of(run: Floats, counts: Floats) -> Floats:
+        def areas_of(run: Floats, counts: ArrayLike) -> Floats:
             return (auroc_weighted(labels, run, counts) if strata is None else
                     auroc_within(labels, run, counts, strata))
         once = np.ones((1, len(labels)))
