@@ -102,6 +102,34 @@ def test_the_batch_does_not_change_a_continuation(networks: dict[str, Any], name
         assert all(len(token.top) == request.n_top for token in tokens)
 
 
+def test_a_stream_of_events_ends_with_its_reader(networks: dict[str, Any]) -> None:
+    """The same events as those delivered to a function; closing the iterator cancels the request."""
+    engine, delivered = network(networks, "llama")[1], list[Any]()
+    request = Request([20, 21], Sampling(max_new=20, seed=1), end_ids=())
+    with restarted(engine).running():
+        events = list(engine.stream(request))
+        engine.submit(request, delivered.append).wait(WAIT)
+        assert events == delivered and events[-1] == Finished("length")
+        left = engine.stream(dataclasses.replace(request, sampling=Sampling(max_new=140)))
+        next(left)
+        left.close()
+        deadline = time.monotonic() + WAIT
+        while engine.load.active and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert engine.load.active == 0
+        with pytest.raises(InputError, match="prompt: expected at least one token"):
+            engine.stream(Request([], Sampling()))
+
+
+def test_programs_compiled_when_needed(networks: dict[str, Any]) -> None:
+    model, engine = network(networks, "llama")
+    lazy = Engine(model, slots=3, max_len=MAX_LEN)
+    request = Request([20, 21], Sampling(max_new=5, seed=1), end_ids=())
+    with lazy.running(ahead=False), restarted(engine).running():
+        assert list(lazy.stream(request)) == list(engine.stream(request))
+    assert 0 < len(lazy.programs._programs) < len(engine.programs._programs)
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_log_probabilities_and_the_most_likely_tokens(networks: dict[str, Any], name: str) -> None:
     """Against the whole sequence at once, without caches."""

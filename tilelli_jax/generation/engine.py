@@ -2,8 +2,8 @@
 
 The batch has a fixed number of slots. A new prompt is processed alone, padded to one of a few lengths, and
 its keys and values are copied into a free slot. Then one step decodes the next token of every slot. Caches
-have room for a few numbers of positions; they grow when a request needs more. All programs are compiled
-before the first request, and none afterwards.
+have room for a few numbers of positions; they grow when a request needs more. A server compiles all
+programs before the first request, and none afterwards; a page compiles each when it is first needed.
 
     engine = Engine(language.model, slots=4, max_len=512)
     engine.compile()
@@ -18,9 +18,10 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple
 
@@ -202,6 +203,24 @@ class Engine:
             self._condition.notify()
         return ticket
 
+    def stream(self, request: Request) -> Generator[Token | Finished]:
+        """Queues a request, and returns its events as they come; closing the iterator cancels it.
+
+        Raises: as `submit`, at the call.
+        """
+        events: queue.SimpleQueue[Token | Finished] = queue.SimpleQueue()
+        ticket = self.submit(request, events.put)
+
+        def until_finished() -> Generator[Token | Finished]:
+            try:
+                event: Token | Finished | None = None
+                while not isinstance(event, Finished):
+                    event = events.get()
+                    yield event
+            finally:
+                ticket.cancel()
+        return until_finished()
+
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Calls a function in the engine's thread between two steps, in order of arrival."""
         future: Future[Any] = Future()
@@ -238,21 +257,25 @@ class Engine:
         return self._thread is not None and self._thread.is_alive() and not self._stopping
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Runs the engine's thread; at the end, requests that have not finished are cancelled."""
-        self.start()
+    def running(self, *, ahead: bool = True) -> Iterator[None]:
+        """Runs the engine's thread (`start`); at the end, requests that have not finished are cancelled."""
+        self.start(ahead=ahead)
         try:
             yield
         finally:
             self.stop(drain=False)
 
-    def start(self, advance: Callable[[int, int], object] = lambda done, total: None) -> None:
-        """Starts the engine's thread, which compiles all programs first if that has not been done.
+    def start(self, advance: Callable[[int, int], object] = lambda done, total: None, *,
+              ahead: bool = True) -> None:
+        """Starts the engine's thread.
 
         Args:
             advance: see `compile`.
+            ahead: whether the thread first compiles all programs, if that has not been done; otherwise each
+                is compiled when it is first needed.
         """
         assert self._thread is None
+        self.ready |= not ahead
         self._thread = threading.Thread(target=self._run, args=(advance,), name="engine", daemon=True)
         self._thread.start()
 

@@ -36,9 +36,9 @@ def serve(predictor: KnowledgePredictor, listener: socket.socket, *, model: str,
     """
     host, port = listener.getsockname()[:2]
     # Uploads and files of scores are deleted when the page ends.
-    with tempfile.TemporaryDirectory(prefix="recall-app-") as directory:
+    with (tempfile.TemporaryDirectory(prefix="recall-app-") as directory,
+          RequestQueue(predictor, max_new_tokens) as queue):
         os.environ["GRADIO_TEMP_DIR"] = directory
-        queue = RequestQueue(predictor, max_new_tokens)
         page = build(queue, facts(predictor, model, sidecar), study, Path(directory))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the page's libraries warn about each other

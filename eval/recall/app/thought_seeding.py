@@ -11,13 +11,14 @@ Without a seed the prompt is the same: thinking is enabled for a network with th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.generation import decoding
+from tilelli_jax.generation.decoding import ContinuedIds
 
 from ...thresholds import Thresholds
 from ..answering import MARKERS, answer_ends, answer_text
@@ -25,7 +26,9 @@ from ..predictor import KnowledgePredictor
 
 LOW, HIGH = 0.4, 0.7  # bounds of P(knows) for a sidecar without thresholds
 MAX_NEW = 1024  # default maximum number of tokens of thought and answer
-CHUNK = 8  # tokens decoded between two updates of the page
+
+# Continues a prompt with the most likely tokens: ids, maximum number of new ones, ids that end it → pieces.
+Continued = Callable[[Sequence[int], int, Sequence[int]], Generator[ContinuedIds]]
 
 
 class Channel(NamedTuple):
@@ -136,13 +139,13 @@ def split(generated: str, prompt: SeededPrompt) -> tuple[str, str | None]:
     return _plain(thought.replace(begin + rest, "")), _plain(after)
 
 
-def answer_seeded(predictor: KnowledgePredictor, question: str, thought: str = "", *, max_new: int = MAX_NEW,
-                  chunk: int = CHUNK) -> Iterator[SeededAnswer]:
-    """Decodes greedily; each item of the iterator contains everything generated so far.
+def answer_seeded(predictor: KnowledgePredictor, question: str, thought: str, continued: Continued, *,
+                  max_new: int = MAX_NEW) -> Iterator[SeededAnswer]:
+    """Generates an answer; each item of the iterator contains everything generated so far.
 
     Args:
+        continued: generates the tokens.
         max_new: maximum number of tokens, limited by the network's maximum length.
-        chunk: tokens between two items.
 
     Raises:
         InputError: at the call, before the first item: the question is empty or leaves no room for an answer.
@@ -156,22 +159,21 @@ def answer_seeded(predictor: KnowledgePredictor, question: str, thought: str = "
         raise InputError(f"the question: expected fewer than {max_length} tokens with {parts}, the network's "
                          f"maximum, found {len(ids)}: there is no room for an answer")
     ends = answer_ends(language, predictor.rule.answers)
-    pieces = decoding.stream_ids(language.model, ids, max_new=min(max_new, max_length - len(ids)),
-                                 temperature=0.0, end_ids=ends, chunk=chunk)
-    return _states(predictor, prompt, pieces)
+    return _states(predictor, prompt, continued(ids, min(max_new, max_length - len(ids)), ends))
 
 
-def _states(predictor: KnowledgePredictor, prompt: SeededPrompt, pieces: Iterator[decoding.ContinuedIds]
+def _states(predictor: KnowledgePredictor, prompt: SeededPrompt, pieces: Generator[ContinuedIds]
             ) -> Iterator[SeededAnswer]:
     ids, ended, decode = np.zeros(0, np.int32), False, predictor.language.tokenizer.decode
-    for piece in pieces:
-        ids, ended = np.concatenate([ids, piece.ids]), piece.ended
-        generated = decode(ids.tolist())
-        if ended or (prompt.first_line and "\n" in generated.lstrip()):
-            ended = True
-            break
-        complete = generated.rstrip("\N{REPLACEMENT CHARACTER}")  # drops a character that is incomplete
-        yield SeededAnswer(*split(complete, prompt), None)
+    with contextlib.closing(pieces):
+        for piece in pieces:
+            ids, ended = np.concatenate([ids, piece.ids]), piece.ended
+            generated = decode(ids.tolist())
+            if ended or (prompt.first_line and "\n" in generated.lstrip()):
+                ended = True
+                break
+            complete = generated.rstrip("\N{REPLACEMENT CHARACTER}")  # drops a character that is incomplete
+            yield SeededAnswer(*split(complete, prompt), None)
     yield SeededAnswer(*split(decode(ids.tolist()), prompt), ended)
 
 

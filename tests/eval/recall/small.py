@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,10 +14,12 @@ from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.estimators.table import QuestionTable
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, report, verdicts
+from tilelli_jax.eval.recall.app import thought_seeding
 from tilelli_jax.eval.recall.config import PromptConfig, RecallConfig
 from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stages import write_result
+from tilelli_jax.generation.decoding import stream_ids
 from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -83,3 +86,12 @@ def a_study(out: Path) -> dict[str, Any]:
             ("signals", "signals"), ("answers", "answers"), ("build", "questions"), ("fitted", "fit"),
             ("verdict", "verdict"), ("evaluation", "evaluation"))})
     return report.write(report.collect(stand_in, "a study of nothing"), out, {"command": "tilelli recall"})
+
+
+def answers_alone(predictor: Any, question: str, thought: str = "", *, max_new: int = MAX_NEW,
+                  chunk: int = 8) -> Iterator[thought_seeding.SeededAnswer]:
+    """`answer_seeded` of a network that nobody else uses, decoded without the engine."""
+    def continued(ids: Sequence[int], max_new: int, end_ids: Sequence[int]) -> Any:
+        return stream_ids(predictor.language.model, ids, max_new=max_new, temperature=0.0, end_ids=end_ids,
+                          chunk=chunk)
+    return thought_seeding.answer_seeded(predictor, question, thought, continued, max_new=max_new)

@@ -25,6 +25,7 @@ from tests.eval.recall.small import (
     BATCHED,
     MAX_NEW,
     Place,
+    answers_alone,
 )
 from tilelli_jax.errors import InputError
 from tilelli_jax.eval.recall import app, report
@@ -281,7 +282,7 @@ def test_in_a_browser(served: Served, place: Place, predictor: KnowledgePredicto
             assert (button["y"] >= text["y"] + text["height"]) is stacked, (width, text, button)
             page.screenshot(path=screenshots / f"probe-{width}.png", full_page=True)
 
-        expected = list(thought_seeding.answer_seeded(predictor, ASKED[0], max_new=MAX_NEW))[-1].answer
+        expected = list(answers_alone(predictor, ASKED[0], max_new=MAX_NEW))[-1].answer
         page.get_by_label("Correct answers").fill(f"Rome|{expected}")
         page.get_by_role("button", name="Generate: baseline").click()
         page.get_by_role("button", name="Generate: thought seed").click()

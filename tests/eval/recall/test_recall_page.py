@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,7 @@ from tests.eval.recall.small import (
     PROMPT,
     Place,
     a_study,
+    answers_alone,
     sidecar_of_chance,
 )
 from tests.references import needs
@@ -89,8 +90,13 @@ def test_tokens_are_escaped_in_charts(predictions: list[Prediction]) -> None:
 
 # Handlers.
 
-def test_a_probe(predictor: KnowledgePredictor, predictions: list[Prediction]) -> None:
-    queue = RequestQueue(predictor)
+@pytest.fixture(scope="module")
+def queue(predictor: KnowledgePredictor) -> Iterator[RequestQueue]:
+    with RequestQueue(predictor, MAX_NEW) as running:
+        yield running
+
+
+def test_a_probe(queue: RequestQueue, predictor: KnowledgePredictor, predictions: list[Prediction]) -> None:
     verdicts_given = set()
     for question, prediction in zip(ASKED, predictions):
         text, gauge, first, second, table = handlers.probed(queue, f" {question} ")
@@ -114,19 +120,17 @@ def test_a_probe(predictor: KnowledgePredictor, predictions: list[Prediction]) -
     ("w" * 200,
      "the question: expected at most 192 tokens with its prompt, the network's maximum, found 207"),
     ("w" * 10_001, "the question: expected at most 10000 characters, found 10001")])
-def test_errors_appear_in_the_page(
-        predictor: KnowledgePredictor, question: str | None, message: str) -> None:
+def test_errors_appear_in_the_page(queue: RequestQueue, question: str | None, message: str) -> None:
     message = html.escape(message)
-    queue = RequestQueue(predictor)
     error = f'<div class="input-error">{message}</div>'
     assert handlers.probed(queue, question) == (error, None, None, None, None)
     assert list(handlers.generated(queue, question, "Rome"))[-1] == f"**{message}**"
     assert list(handlers.generated(queue, question, "Rome", (0.4, 0.7)))[-1] == f"**{message}**"
 
 
-def test_a_generation(predictor: KnowledgePredictor, predictions: list[Prediction]) -> None:
-    queue = RequestQueue(predictor, MAX_NEW)
-    expected = list(thought_seeding.answer_seeded(predictor, ASKED[0], max_new=MAX_NEW))[-1].answer
+def test_a_generation(queue: RequestQueue, predictor: KnowledgePredictor, predictions: list[Prediction]
+                      ) -> None:
+    expected = list(answers_alone(predictor, ASKED[0], max_new=MAX_NEW))[-1].answer
     pieces = list(handlers.generated(queue, ASKED[0], f"x| {expected} "))
     assert pieces[0] == "…" and len(pieces) > 3 and pieces[-2].endswith("…")
     assert pieces[-1] == (f"**Answer**\n```text\n{expected}\n```\n\n"
@@ -136,7 +140,7 @@ def test_a_generation(predictor: KnowledgePredictor, predictions: list[Predictio
     *_, seeded = handlers.generated(queue, ASKED[0], "", (0.4, 0.7))
     thought = thought_seeding.seed(predictions[0].p)
     assert seeded.startswith(f"**Seed**\n```text\n{thought}\n```")
-    *_, last = thought_seeding.answer_seeded(predictor, ASKED[0], thought, max_new=MAX_NEW)
+    *_, last = answers_alone(predictor, ASKED[0], thought, max_new=MAX_NEW)
     assert last.answer in seeded
     rejected, = handlers.generated(queue, ASKED[0], "", (0.8, 0.2))
     assert rejected.startswith("**low and high: expected")
@@ -173,8 +177,9 @@ def test_a_batch(predictor: KnowledgePredictor, predictions: list[Prediction], t
     small = dataclasses.replace(predictor, reader=SimpleNamespace(batch_size=3))
     batch_sizes: list[int] = []
     small.predict = lambda questions: batch_sizes.append(len(questions)) or predictor.predict(questions)  # type: ignore
-    text, table, files = handlers.batched(RequestQueue(small), str(upload), tmp_path / "files",
-                                          lambda n, total: progress.append((n, total)))
+    with RequestQueue(small) as queue:
+        text, table, files = handlers.batched(queue, str(upload), tmp_path / "files",
+                                              lambda n, total: progress.append((n, total)))
     assert progress == [(3, 4), (4, 4)] and batch_sizes == [3, 1]
     assert "4 questions: " in text and all(verdict in text for verdict in evaluate.VERDICTS)
     assert [float(row[0]) for row in table["data"]] == pytest.approx(
@@ -204,19 +209,18 @@ def test_a_batch(predictor: KnowledgePredictor, predictions: list[Prediction], t
      "q.json, row 1: expected at most 10000 characters, found 20000"),
     ("q.jsonl", "", "q.jsonl: expected rows"), ("q.parquet", "no", "q.parquet: cannot be read"),
     (None, "", "choose a file of questions first")])
-def test_an_invalid_batch(predictor: KnowledgePredictor, name: str | None, content: str, message: str,
-                          tmp_path: Path) -> None:
+def test_an_invalid_batch(queue: RequestQueue, name: str | None, content: str, message: str, tmp_path: Path
+                          ) -> None:
     path = tmp_path / (name or "none")
     path.write_text(content)
-    text, table, files = handlers.batched(RequestQueue(predictor), str(path) if name else None, tmp_path,
-                                          print)
+    text, table, files = handlers.batched(queue, str(path) if name else None, tmp_path, print)
     assert text.startswith(f'<div class="input-error">{message}') and (table, files) == (None, None)
     assert str(tmp_path) not in text, "the upload directory is not revealed"
 
 
-def test_concurrent_requests_run_one_at_a_time(predictor: KnowledgePredictor,
-                                               predictions: list[Prediction]) -> None:
-    """Each request gets its own result; the network never runs two at once."""
+def test_concurrent_requests_share_the_network(predictor: KnowledgePredictor, predictions: list[Prediction]
+                                               ) -> None:
+    """Each request gets its own result: answers in one batch, predictions one at a time."""
     active, counts = [], []
     lock = threading.Lock()
 
@@ -232,9 +236,8 @@ def test_concurrent_requests_run_one_at_a_time(predictor: KnowledgePredictor,
 
     counted = dataclasses.replace(predictor)
     counted.predict = watched  # type: ignore[method-assign]
-    queue = RequestQueue(counted, MAX_NEW)
-    alone = [list(queue.answer_seeded(question))[-1] for question in ASKED]
-    with ThreadPoolExecutor(8) as pool:
+    alone = [list(answers_alone(predictor, question))[-1] for question in ASKED]
+    with RequestQueue(counted, MAX_NEW) as queue, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(queue.predict, [question]) for question in ASKED * 3]
         answers = [pool.submit(lambda q: list(queue.answer_seeded(q))[-1], question) for question in ASKED]
         for prediction, future in zip(predictions * 3, asked, strict=True):
@@ -243,7 +246,29 @@ def test_concurrent_requests_run_one_at_a_time(predictor: KnowledgePredictor,
     assert max(counts) == 1 and len(counts) == 12
 
 
-def test_a_request_runs_between_the_pieces_of_a_batch() -> None:
+def test_an_answer_nobody_reads_frees_its_slot(predictor: KnowledgePredictor) -> None:
+    with RequestQueue(predictor, 150) as queue:
+        states = queue.answer_seeded(ASKED[0])
+        next(states)
+        assert queue._engine.load.active == 1
+        states.close()  # type: ignore[attr-defined]
+        queue.predict(ASKED[:1])  # runs between two steps
+        deadline = time.monotonic() + 60
+        while queue._engine.load.active and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert queue._engine.load.active == 0
+        assert len(list(queue.answer_seeded(ASKED[1]))) > 1
+
+
+def test_a_closing_or_full_page(predictor: KnowledgePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RequestQueue(predictor) as queue:
+        monkeypatch.setattr(queue._engine, "max_waiting", -queue._engine.slots)
+        *_, full = handlers.generated(queue, ASKED[0], "")
+        assert full == "**expected room in the queue, found it full: try again later**"
+    assert "try again later" in handlers.probed(queue, ASKED[0])[0]
+
+
+def test_a_request_runs_between_the_pieces_of_a_batch(predictor: KnowledgePredictor) -> None:
     order: list[str] = []
     started = threading.Event()
 
@@ -253,9 +278,9 @@ def test_a_request_runs_between_the_pieces_of_a_batch() -> None:
         time.sleep(0.1)
         return list(questions)
 
-    slow: Any = SimpleNamespace(predict=predict, reader=SimpleNamespace(batch_size=1))
-    queue = RequestQueue(slow)
-    with ThreadPoolExecutor(1) as pool:
+    slow: Any = dataclasses.replace(predictor, reader=SimpleNamespace(batch_size=1))  # type: ignore[arg-type]
+    slow.predict = predict
+    with RequestQueue(slow) as queue, ThreadPoolExecutor(1) as pool:
         batch = pool.submit(queue.predict, ["first", "second", "third"])
         started.wait()
         assert queue.predict(["a click"]) == ["a click"]
@@ -270,7 +295,8 @@ def test_a_sidecar_without_thresholds(place: Place, tmp_path: Path) -> None:
     bare = sidecar_of_chance(tmp_path / "sidecar")
     verdicts.write(bare, VerdictRule(prompt=PROMPT))
     predictor = KnowledgePredictor.open(place.model, bare)
-    text, gauge, *_ = handlers.probed(RequestQueue(predictor), ASKED[0])
+    with RequestQueue(predictor) as queue:
+        text, gauge, *_ = handlers.probed(queue, ASKED[0])
     assert "no thresholds" in text and gauge.data[0].gauge.steps == ()
     facts = {row["property"]: row["value"] for row in info.facts(predictor, "the model", "the sidecar")}
     assert facts["thresholds"] == "none: only P(knows) is reported, no verdict"
@@ -377,11 +403,11 @@ def test_a_network_with_thoughts(thinker: KnowledgePredictor) -> None:
         prompt = thought_seeding.seeded_prompt(predictor, question, thought)
         generated, = generate_ids(language.model, [language.encode(prompt.text)], max_new=30, temperature=0,
                              end_ids=ends)
-        *_, last = thought_seeding.answer_seeded(predictor, question, thought, max_new=30)
+        *_, last = answers_alone(predictor, question, thought, max_new=30)
         assert last[:2] == thought_seeding.split(language.tokenizer.decode(generated.ids.tolist()), prompt)
         assert last.done == generated.ended
-    queue = RequestQueue(predictor, 30)
-    text, gauge, *_, tokens = handlers.probed(queue, question)
-    assert "no thresholds" in text and [row[1] for row in tokens] == ["2", "5", "8", "11"]
-    *_, seeded_text = handlers.generated(queue, question, "Rome", (0.4, 0.7))
+    with RequestQueue(predictor, 30) as queue:
+        text, gauge, *_, tokens = handlers.probed(queue, question)
+        assert "no thresholds" in text and [row[1] for row in tokens] == ["2", "5", "8", "11"]
+        *_, seeded_text = handlers.generated(queue, question, "Rome", (0.4, 0.7))
     assert thought_seeding.seed(gauge.data[0].value) in seeded_text and "unfinished" in seeded_text

@@ -21,7 +21,6 @@ from tests.eval.recall.small import ASKED, MAX_NEW
 from tilelli_jax.eval.recall.app import retention
 from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 from tilelli_jax.eval.recall.verdicts import VerdictRule
-from tilelli_jax.generation import decoding
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
@@ -136,18 +135,19 @@ def test_new_texts_leave_no_program_array_or_object(handler: str, predictor: Kno
 
     def programs_and_arrays() -> tuple[int, ...]:
         gc.collect()
-        programs = (predictor.reader._read, decoding.prefill, decoding._decode)
-        return (*(program._cache_size() for program in programs), len(jax.live_arrays()))
+        return (predictor.reader._read._cache_size(), len(queue._engine.programs._programs),
+                len(jax.live_arrays()))
 
     def objects() -> int:
         gc.collect()
         return len(gc.get_objects())
-    ask(ASKED[:1] * 3)
-    before, n_before, n = programs_and_arrays(), objects(), 12
-    ask([f"{i} {ASKED[0]}" for i in range(n)])  # lengths that share one compiled program
-    after = programs_and_arrays()
-    assert after[:-1] == before[:-1] and after[-1] <= before[-1]  # other tests' arrays may be freed
-    assert objects() - n_before < n, "less than one object per question"
+    with queue:
+        ask(ASKED[:1] * 3)
+        before, n_before, n = programs_and_arrays(), objects(), 12
+        ask([f"{i} {ASKED[0]}" for i in range(n)])  # lengths that share one compiled program
+        after = programs_and_arrays()
+        assert after[:-1] == before[:-1] and after[-1] <= before[-1]  # other tests' arrays may be freed
+        assert objects() - n_before < n, "less than one object per question"
 
 
 # The benchmark.

@@ -12,6 +12,7 @@ from tests.eval.recall.small import (
     ASKED,
     MAX_NEW,
     PROMPT,
+    answers_alone,
 )
 from tests.reference_impl.memorised_text import reciter
 from tilelli_jax.errors import InputError
@@ -109,28 +110,28 @@ def reciting_stub(answer: str, **options: Any) -> Any:
 
 def test_answer_streams_and_ends_with_its_line() -> None:
     stub = reciting_stub("Grüße aus Rom\nQ: and more")
-    pieces = list(thought_seeding.answer_seeded(stub, "hi", chunk=3))
+    pieces = list(answers_alone(stub, "hi", chunk=3))
     assert pieces[-1] == ("", "Grüße aus Rom", True) and len(pieces) > 4
     assert [piece.done for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     for piece in pieces:
         assert "Grüße aus Rom".startswith(piece.answer or ""), "complete characters only"
-    assert list(thought_seeding.answer_seeded(stub, "hi", max_new=4))[-1] == ("", "Grü", False)
+    assert list(answers_alone(stub, "hi", max_new=4))[-1] == ("", "Grü", False)
     # A thought is a line before the prompt.
     assert thought_seeding.seeded_prompt(stub, "hi", "a seed").text == "a seed\nQ: hi\nA: "
     text = b"a seed\nQ: hi\nA: Rom\nand"
     stub.language = LanguageModel(reciter(text), ByteTokenizer())
-    assert list(thought_seeding.answer_seeded(stub, "hi", "a seed"))[-1] == ("", "Rom", True)
+    assert list(answers_alone(stub, "hi", "a seed"))[-1] == ("", "Rom", True)
 
 
 def test_too_long_questions_are_rejected_at_the_call() -> None:
     stub = reciting_stub("Rome\n", size=32)
     with pytest.raises(InputError, match="the question: expected text, found an empty question"):
-        thought_seeding.answer_seeded(stub, "  ")
+        answers_alone(stub, "  ")
     with pytest.raises(InputError, match=r"expected at most 32 tokens with its prompt, .* found 49"):
-        thought_seeding.answer_seeded(stub, "h" * 42)
+        answers_alone(stub, "h" * 42)
     with pytest.raises(InputError, match=r"than 32 tokens with its prompt and the thought.* found 34"):
-        thought_seeding.answer_seeded(stub, "hi", "t" * 24)
-    assert list(thought_seeding.answer_seeded(stub, "h" * 24))[-1].done is False, "room for one"
+        answers_alone(stub, "hi", "t" * 24)
+    assert list(answers_alone(stub, "h" * 24))[-1].done is False, "room for one"
 
 
 def test_baseline_equals_the_answers_of_a_study(predictor: KnowledgePredictor) -> None:
@@ -138,7 +139,7 @@ def test_baseline_equals_the_answers_of_a_study(predictor: KnowledgePredictor) -
     options = AnswersConfig(max_new=MAX_NEW)
     ids = greedy_ids(predictor.language, [predictor.prompter(question) for question in ASKED], options)
     expected = [answer_text(predictor.language.tokenizer.decode(row.tolist())) for row in ids]
-    answers = [list(thought_seeding.answer_seeded(predictor, question, max_new=MAX_NEW))[-1].answer
+    answers = [list(answers_alone(predictor, question, max_new=MAX_NEW))[-1].answer
                for question in ASKED]
     assert answers == expected and all(answers) and len(set(answers)) > 1
 

@@ -342,6 +342,64 @@ def test_a_layer_probe_a_full_queue_and_a_signal(place: Place, environment: dict
         server.process.wait()
 
 
+def resident(process: subprocess.Popen[str]) -> int:
+    """Memory of a process, in bytes."""
+    pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.exhaustive
+def test_a_thousand_requests_leave_nothing_behind(
+        place: Place, model: Any, environment: dict[str, str], tmp_path: Path) -> None:
+    """50 clients with 20 requests each, a third of which they leave in the middle; then kill and restart."""
+    options = "--sidecar", str(place.sidecar), "--slots", "4", "--max-waiting", "40", "--name", "tiny"
+    server = start(place, environment, tmp_path / "log", *options)
+
+    def one(client: Any, i: int) -> str:
+        """The text, or how the request ended."""
+        request = {"model": "tiny", "prompt": f"Prompt {i}" + "." * (i % 37 * 3), "max_tokens": 1 + i % 29,
+                   "temperature": i % 2, "seed": i}
+        try:
+            if i % 3 == 2:
+                with client.completions.create(**request, stream=True) as stream:
+                    next(iter(stream))
+                return "left"
+            return client.completions.create(**request).choices[0].text
+        except openai.RateLimitError:
+            return "refused"
+
+    def twenty(client: int) -> list[tuple[int, str]]:
+        with server.client() as api:
+            return [(i, one(api, i)) for i in range(20 * client, 20 * client + 20)]
+
+    def idle() -> bool:
+        return server.metric("tilelli_slots_active") == server.metric("tilelli_queue") == 0
+    try:
+        twenty(0)
+        before = resident(server.process)
+        with concurrent.futures.ThreadPoolExecutor(50) as pool:
+            ended = [item for items in pool.map(twenty, range(50)) for item in items]
+        deadline = time.monotonic() + 60
+        while not idle() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert idle() and resident(server.process) <= 1.1 * before
+        texts = {i: text for i, text in ended if text not in ("left", "refused")}
+        assert len(ended) == 1000 and len(texts) > 100
+        assert any(text == "refused" for _, text in ended), "the queue was full at times"
+        for i in list(texts)[::23]:
+            assert texts[i] == generated(model, f"Prompt {i}" + "." * (i % 37 * 3), max_new=1 + i % 29,
+                                         temperature=float(i % 2), seed=i)
+        assert "Traceback" not in server.log.read_text()
+        port = server.url.rstrip("/").rpartition(":")[2]
+        server.process.kill()
+        server.process.wait()
+        server = start(place, environment, tmp_path / "again", *options, "--port", port)
+        assert one(server.client(), 1) == generated(model, "Prompt 1...", max_new=2, temperature=1.0, seed=1)
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other machines: expected a key"),
     (["--abstain", "0.5"], "--abstain: expected --sidecar, found none"),
