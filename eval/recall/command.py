@@ -237,7 +237,7 @@ def app(argv: Sequence[str]) -> int:
 
     from .app import info, server
     # All other options are checked before the network, which can be large, is loaded.
-    sidecar = options.sidecar or str(shipped.sidecar_of(Path(options.model), options.tokenizer))
+    sidecar = str(shipped.find_sidecar(options.sidecar, Path(options.model), options.tokenizer))
     study = info.find_study(options.study, sidecar)
     with open_socket(options.host, options.port) as listener:
         predictor = KnowledgePredictor.open(options.model, sidecar, tokenizer=options.tokenizer,
@@ -249,9 +249,9 @@ def app(argv: Sequence[str]) -> int:
 def _parser_with_sidecar(name: str, summary: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"{PROG} {name}", description=summary)
     parser.add_argument("--model", required=True, metavar="DIR", help="directory of the network")
-    parser.add_argument("--sidecar", default="", metavar="DIR",
-                        help="directory of the sidecar: a study's OUT/sidecar, or a converted lrd.pt [the "
-                        "one that comes with the package, if there is one for the network]")
+    parser.add_argument("--sidecar", default="", metavar="DIR|NAME",
+                        help="directory of the sidecar (a study's OUT/sidecar, or a converted lrd.pt), or "
+                        "name of a study that comes with the package [the one for this network]")
     parser.add_argument("--tokenizer", default="", metavar="DIR",
                         help="tokenizer to use in place of the network's own")
     parser.add_argument("--any-network", action="store_true",

@@ -75,7 +75,8 @@ class KnowledgePredictor:
 
         Args:
             model: directory of the network, in Tilelli's or Hugging Face's format.
-            sidecar: OUT/sidecar of a study, or a converted lrd.pt; "" is the one shipped for this network.
+            sidecar: OUT/sidecar of a study, a converted lrd.pt, or the name of a shipped study; "" is the one
+                shipped for this network.
             prompt, compute: replace the prompt and the data type of the sidecar's study.
             any_network: accept a sidecar that was trained on another network.
 
@@ -84,12 +85,8 @@ class KnowledgePredictor:
         """
         networks.check_source(model, "--model")
         networks.check_tokenizer(tokenizer, "--tokenizer")
-        if not str(sidecar):
-            from . import shipped  # imports the study, which a predictor does not need
-            sidecar = shipped.sidecar_of(Path(model), str(tokenizer))
-        if not Path(sidecar).exists():
-            raise InputError(f"--sidecar: {sidecar}: expected a sidecar, found nothing; a finished `tilelli "
-                             "recall` study writes OUT/sidecar")
+        from . import shipped  # not above: it imports the study
+        sidecar = shipped.find_sidecar(sidecar, Path(model), str(tokenizer))
         loaded = store.load(sidecar)
         if not isinstance(loaded, Sidecar):
             raise InputError(f"{sidecar}: expected a sidecar, found family {loaded.config.family}")

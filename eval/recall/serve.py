@@ -130,8 +130,8 @@ def _open(options: argparse.Namespace) -> tuple[LanguageModel, SidecarKnows | No
             raise InputError("--abstain: expected --sidecar, found none")
         return open_network_options(options), None
     compute = None if options.dtype == "float32" else ComputeConfig(dtype=options.dtype)
-    sidecar = "" if options.sidecar == "shipped" else options.sidecar
-    predictor = KnowledgePredictor.open(options.model, sidecar, tokenizer=options.tokenizer, compute=compute)
+    predictor = KnowledgePredictor.open(options.model, options.sidecar, tokenizer=options.tokenizer,
+                                        compute=compute)
     known = (SIDECAR, *predictor.rule.probes)
     if options.estimator not in known:
         raise InputError(f"--estimator: expected one of {', '.join(known)}, found {options.estimator!r:.40}")
@@ -158,9 +158,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     add_network_options(parser)
     parser.add_argument("--name", default="", help="the model's name in replies [the end of its path]")
-    parser.add_argument("--sidecar", default="", metavar="DIR|shipped", help=(
-        "sidecar of a study (OUT/sidecar), or the one that comes with the package; without it replies have "
-        "no P(knows)"))
+    parser.add_argument("--sidecar", default="", metavar="DIR|NAME|shipped", help=(
+        "sidecar of a study (OUT/sidecar), or of one that comes with the package; `shipped`: the one for "
+        "this network. Without it replies have no P(knows)"))
     parser.add_argument("--estimator", default=SIDECAR, metavar="NAME", help=(
         "what predicts P(knows): sidecar, or a probe of its study such as layer_probe, which costs almost "
         "nothing [%(default)s]"))

@@ -30,7 +30,8 @@ from ..tables import json_with_nulls, read_columns, write_columns
 from . import evaluate, report, scores, verdicts
 from .study import SIDECAR, RecallStudy
 
-ROOT = Path(__file__).parent / "shipped"
+SHIPPED = "shipped"
+ROOT = Path(__file__).parent / SHIPPED
 QUESTIONS, FEATURES, STUDY = "questions.parquet", "features.safetensors", "study.json"
 LABELS = ("known", "refused", "split", "group", "dataset", "popularity", "category")
 ARRAYS = ("by_layer", "prompt_features", "entropies")
@@ -43,20 +44,35 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in ROOT.glob(f"*/{STUDY}"))
 
 
-def sidecar_of(model: Path, tokenizer: str = "") -> Path:
-    """Returns the shipped sidecar of a network.
+def find_sidecar(sidecar: str | Path, model: Path, tokenizer: str = "") -> Path:
+    """Returns the directory of a sidecar.
+
+    Args:
+        sidecar: a directory, or the name of a shipped study; "" or "shipped": that of a study of this
+            network, preferably one whose prompts are chats, as questions usually are.
 
     Raises:
-        InputError: the network does not exist, or no sidecar is shipped for it.
+        InputError: the network or the sidecar does not exist, or no sidecar is shipped for the network.
     """
+    if str(sidecar) in ("", SHIPPED):
+        return _sidecar_of(model, tokenizer)
+    if not Path(sidecar).exists():
+        if str(sidecar) in names():
+            return ROOT / sidecar / SIDECAR
+        raise InputError(f"--sidecar: {sidecar}: expected a sidecar, found nothing; a finished `tilelli "
+                         f"recall` study writes OUT/sidecar; shipped are {', '.join(names()) or 'none'}")
+    return Path(sidecar)
+
+
+def _sidecar_of(model: Path, tokenizer: str) -> Path:
     networks.check_source(model, "--model")
     fingerprint = network_fingerprint(model, tokenizer)
-    for name in names():
-        path = ROOT / name / SIDECAR
-        if verdicts.read(path).network.get("fingerprint") == fingerprint:
-            return path
-    raise InputError("--sidecar: expected the directory of a sidecar, because none is shipped for "
-                     f"{model}; shipped are those of {', '.join(names()) or 'no network'}")
+    rules = {path: verdicts.read(path) for path in (ROOT / name / SIDECAR for name in names())}
+    of_network = [path for path, rule in rules.items() if rule.network.get("fingerprint") == fingerprint]
+    if not of_network:
+        raise InputError("--sidecar: expected the directory of a sidecar, because none is shipped for "
+                         f"{model}; shipped are those of {', '.join(names()) or 'no network'}")
+    return min(of_network, key=lambda path: rules[path].prompt.template != "chat")  # the first of equals
 
 
 def export(study: RecallStudy, results: Mapping[str, Any], out: Path) -> None:

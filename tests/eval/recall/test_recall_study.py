@@ -24,7 +24,7 @@ from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.calibration import calibrator_from_dict
 from tilelli_jax.eval.estimators import panel
 from tilelli_jax.eval.inputs.shards import Shards
-from tilelli_jax.eval.recall import questions, shipped
+from tilelli_jax.eval.recall import questions, shipped, verdicts
 from tilelli_jax.eval.recall import study as study_module
 from tilelli_jax.eval.recall.answering import greedy_ids
 from tilelli_jax.eval.recall.command import compare, evaluate_shipped, main, predict
@@ -380,8 +380,20 @@ def test_a_shipped_study(place: Path, done: Path, tmp_path: Path, monkeypatch: p
     assert "Examples" not in (tmp_path / "again" / "report.md").read_text()
     assert predict(["--model", network, "w1 w2"]) == 0
     assert predict(["--model", network, "--sidecar", str(done / "sidecar"), "w1 w2"]) == 0
-    first, second = capsys.readouterr().out.split("P(knows)")[-2:]
-    assert first.strip() == second.strip()
+    assert predict(["--model", network, "--sidecar", "tiny", "w1 w2"]) == 0
+    first, second, third = capsys.readouterr().out.split("P(knows)")[-3:]
+    assert first.strip() == second.strip() == third.strip()
+    # Of several, one with chat prompts is preferred, otherwise the first by name.
+    shutil.copytree(shipped.ROOT / "tiny", shipped.ROOT / "a-copy")
+    assert shipped.find_sidecar("", Path(network)).parent.name == "a-copy"
+    rule = verdicts.read(shipped.ROOT / "tiny" / "sidecar")
+    verdicts.write(shipped.ROOT / "tiny" / "sidecar", dataclasses.replace(
+        rule, prompt=PromptConfig(template="chat")))
+    assert shipped.find_sidecar("shipped", Path(network)).parent.name == "tiny"
+    assert shipped.find_sidecar("a-copy", Path(network)).parent.name == "a-copy"
+    assert predict(["--model", network, "--sidecar", "another", "w1 w2"]) == 2
+    assert_one_line(capsys.readouterr().err, "--sidecar: another: expected a sidecar, found nothing",
+                    "shipped are a-copy, tiny")
 
 
 def test_comparing_studies(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

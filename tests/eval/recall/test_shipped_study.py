@@ -35,7 +35,7 @@ def test_it_is_complete_and_names_no_machine() -> None:
 
 def test_another_network_is_refused(place: Place) -> None:
     with pytest.raises(InputError, match=f"none is shipped for .*; shipped are those of {NAME}"):
-        shipped.sidecar_of(place.model)
+        shipped.find_sidecar("", place.model)
     with pytest.raises(InputError, match="trained on another network: expected 30 layers"):
         KnowledgePredictor.open(place.model, shipped.ROOT / NAME / "sidecar")
 
