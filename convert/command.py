@@ -2,6 +2,8 @@
 
     tilelli convert SOURCE OUT                   SOURCE: a .pt file, a Hugging Face directory, a .gguf,
                                                  or the directory of an autoencoder
+    tilelli convert SOURCE OUT --packed          quantised weights as packed codes; SOURCE can be a model
+                                                 directory too
     tilelli convert MODEL_DIR OUT --to hf        OUT: a Hugging Face directory, which transformers loads
     tilelli convert MODEL_DIR OUT --to torch     the original layout: a .pt file for routed, vanilla, sae and
                                                  lrd, else a Hugging Face directory
@@ -16,7 +18,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -26,9 +28,12 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import as_json, new_directory
+from tilelli_jax.io.json_text import read_json
 from tilelli_jax.io.tensors import Tensor, write_directory
 from tilelli_jax.loading import store
 from tilelli_jax.loading.model_card import CARD, CardInfo, model_card
+from tilelli_jax.models import pack
+from tilelli_jax.models.arrays import from_tensors, packed_names, to_arrays
 
 from . import assumptions, check, inspect, source, to_torch, to_transformers
 from .families import FAMILIES, OTHER_NAMES, family_of
@@ -47,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if options.to:
         return _convert_back(options)
+    if options.packed and _is_model_directory(options.source):
+        return _pack(options, argv)
     return _convert(options, argv)
 
 
@@ -71,6 +78,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                         help="SOURCE is a model directory. hf: a Hugging Face directory, which transformers "
                              "loads; torch: the original layout, a .pt file for routed, vanilla, sae and "
                              "lrd, else the same as hf; saelens, sparsify: an autoencoder for that library")
+    parser.add_argument("--packed", action="store_true", help=(
+        "store quantised weights as packed codes (1.6 or 2.81 bits each) without the full-precision ones: "
+        "the network computes the same and cannot be trained further"))
     parser.add_argument("--inspect", action="store_true", help="list the contents of SOURCE; convert nothing")
     parser.add_argument("--check", action="store_true",
                         help="run both networks on one input and print their largest difference; choose "
@@ -81,8 +91,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     if not options.inspect and options.out is None:
         raise InputError("expected SOURCE and OUT (or --inspect SOURCE)")
     if options.to and (options.family or options.map or options.settings or options.check
-                       or options.tokenizer):
-        raise InputError("--to: expected no --from, --map, --set, --tokenizer or --check")
+                       or options.tokenizer or options.packed):
+        raise InputError("--to: expected no --from, --map, --set, --tokenizer, --packed or --check")
+    if options.packed and (options.check or options.dtype or options.inspect):
+        raise InputError("--packed: expected no --check, --dtype or --inspect")
     return options
 
 
@@ -116,9 +128,11 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
         except Exception as error:  # the program that runs the source may raise anything
             raise InputError(f"--check: {opened.path} could not be run: {error!r:.300}") from None
     arrays = _stored_as(plan.arrays(), options.dtype)
+    n_parameters = sum(math.prod(array.shape) for array in arrays.values())
+    if options.packed:
+        arrays = _packed(arrays, plan, opened.path)
     info = CardInfo(command=f"tilelli convert {shlex.join(argv)}", made_from=(
         f"Converted from {opened.path.name}, of the family {plan.family}. Its licence and limits apply."))
-    n_parameters = sum(math.prod(array.shape) for array in arrays.values())
     others = {store.CONFIG: as_json(config_lib.to_dict(plan.config)),
               CARD: model_card(plan.config, n_parameters, info).encode(),
               to_torch.RECORD: as_json(to_torch.record(opened, plan)),
@@ -128,7 +142,7 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
     with new_directory(options.out) as path:
         tensors = with_progress(arrays, "converting", options.source, vanished)
         write_directory(path, tensors, others, writer=store.WRITER)
-    _report(plan.family, arrays, time.perf_counter() - start, options.out, vanished)
+    _report(plan.family, arrays, n_parameters, time.perf_counter() - start, options.out, vanished)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
     if verdict:
@@ -153,16 +167,47 @@ def _convert_back(options: argparse.Namespace) -> int:
               f"{str(options.out)!r}{', trust_remote_code=True' * (config.family == 'routed')}), "
               "and AutoTokenizer in the same way")
         return 0
-    arrays = _stored_as(store.read_tensors(options.source), options.dtype)
+    stored = store.read_tensors(options.source)
+    if packed_names(stored):
+        raise InputError(f"--to {options.to}: {options.source}: expected full-precision weights, found "
+                         f"packed ones, from which {options.to} cannot be written")
+    arrays = _stored_as(stored, options.dtype)
     vanished: dict[str, int] = {}
     start = time.perf_counter()
     tensors = with_progress(arrays, "converting", options.source, vanished)
     to_torch.write(config, tensors, options.source, options.out, options.to)
-    _report(config.family, arrays, time.perf_counter() - start, options.out, vanished)
+    n_parameters = sum(math.prod(array.shape) for array in arrays.values())
+    _report(config.family, arrays, n_parameters, time.perf_counter() - start, options.out, vanished)
     if options.to == "saelens" and 0 < getattr(config, "max_active", 0) < config.n_latents:
         print(f"note: max_active={config.max_active} is not stored: SAELens keeps all latents above the "
               "threshold", file=sys.stderr)
     return 0
+
+
+def _is_model_directory(path: Path) -> bool:
+    return (path / store.CONFIG).is_file() and "family" in read_json(path / store.CONFIG)
+
+
+def _pack(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Packs the weights of a model directory."""
+    if options.family or options.map or options.settings or options.tokenizer:
+        raise InputError("--packed: expected no --from, --map, --set or --tokenizer for a model directory")
+    start = time.perf_counter()
+    model = store.load(options.source, param_dtype="stored")
+    n_parameters = sum(array.size for array in to_arrays(model).values())
+    with new_directory(options.out) as path:
+        store.save(model, path, CardInfo(command=f"tilelli convert {shlex.join(argv)}", made_from=(
+            f"{options.source.name} with packed weights. Its data and limits apply.")), packed=True)
+    _report(model.config.family, store.read_tensors(options.out), n_parameters,
+            time.perf_counter() - start, options.out, {})
+    return 0
+
+
+def _packed(arrays: Mapping[str, Tensor], plan: Plan, source: Path) -> dict[str, Tensor]:
+    """The arrays of the packed network."""
+    model = pack(from_tensors(store.FAMILIES[plan.config.family][1], plan.config, arrays, source=str(source),
+                              param_dtype="stored"))
+    return store.packed_tensors(to_arrays(model), plan.config)
 
 
 def _stored_as(arrays: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
@@ -171,10 +216,9 @@ def _stored_as(arrays: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor
     return {name: array.astype(np.dtype(DTYPES[dtype])) for name, array in arrays.items()}
 
 
-def _report(family: str, arrays: dict[str, Tensor], seconds: float, out: Path,
+def _report(family: str, arrays: Mapping[str, Tensor], count: int, seconds: float, out: Path,
             vanished: dict[str, int]) -> None:
     size = sum(array.nbytes for array in arrays.values())
-    count = sum(int(np.prod(array.shape)) for array in arrays.values())
     dtypes = ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
     print(f"{out}: {family}, {len(arrays)} arrays, {count:,} parameters ({dtypes}), {size / 1e9:.3g} GB "
           f"in {seconds:.3g} s")

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.io.tensors import Tensor, blocks, count_vanishing, is_finite
+from tilelli_jax.io.tensors import FLOATS, Tensor, blocks, count_vanishing, is_finite
 
 
 def with_progress(tensors: Mapping[str, Tensor], label: str, source: Path,
@@ -20,7 +20,7 @@ def with_progress(tensors: Mapping[str, Tensor], label: str, source: Path,
     Reading raises InputError if a number is not finite, since no command accepts such a model.
 
     Args:
-        tensors: floating-point tensors.
+        tensors: of any type; floating-point ones are checked.
         label: text before the progress bar.
         source: path of the source, for error messages.
         vanished: receives, for each tensor that was read, how many nonzero numbers become 0 in its type.
@@ -32,7 +32,7 @@ def with_progress(tensors: Mapping[str, Tensor], label: str, source: Path,
         def parts() -> Iterator[np.ndarray]:
             count = 0
             for part in tensor.parts():
-                for block in blocks(part):
+                for block in blocks(part) if tensor.dtype in FLOATS else ():
                     if not is_finite(block):
                         raise InputError(f"{source}: {name}: contains numbers that are not finite")
                     count += count_vanishing(block, tensor.dtype)

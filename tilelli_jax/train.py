@@ -27,6 +27,7 @@ from tilelli_jax.cli.command import command
 from tilelli_jax.cli.progress import waiting
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
+from tilelli_jax.models import is_packed
 from tilelli_jax.models.abstain import attach_head, new_head
 from tilelli_jax.parallel.sharding import batch_devices, make_mesh, replicated
 from tilelli_jax.training import distributed, report
@@ -281,6 +282,9 @@ def _start(config: ExperimentConfig) -> Any:
         InputError: it cannot be read, or is not the network of the configuration.
     """
     model = store.load(config.train.init_from, config.compute)
+    if is_packed(model):
+        raise InputError(f"train.init_from: {config.train.init_from}: expected full-precision weights, which "
+                         "training updates, found packed ones")
     if getattr(config.model, "abstain_head", False) and getattr(model, "abstain", None) is None:
         model = attach_head(model, new_head(model.config.d_model))
     if model.config != config.model:

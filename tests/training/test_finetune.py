@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models to start from, and answerable and unanswerable pairs with distinguishable prompts."""
     path = tmp_path_factory.mktemp("finetune")
     tilelli_jax.save(build(ROUTED, 0), path / "routed")
+    tilelli_jax.save(build(ROUTED, 0), path / "packed", packed=True)
     tilelli_jax.save(build(VANILLA, 0), path / "vanilla")
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
@@ -175,6 +176,8 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
      ["parameters of 'router'", "attention"]),
     (["train.init_from=", "finetune.trainable=[router]"], ["finetune.trainable: expected everything"]),
     (["train.init_from={dir}/nowhere"], ["nowhere: no such directory; expected a trained network"]),
+    (["train.init_from={dir}/packed"], ["train.init_from:", "packed: expected full-precision weights, which "
+                                        "training updates, found packed ones"]),
     (["model.d_model=32"], ["has d_model 16, and model.d_model is 32"]),
     (["chat.source={dir}/nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
     (["chat.source="], ["chat.source: expected a .jsonl file"]),

@@ -8,6 +8,7 @@ from typing import Any
 
 from flax import nnx
 
+from tilelli_jax.errors import InputError
 from tilelli_jax.models.causal_lm import CausalLM
 from tilelli_jax.models.gemma3 import FlaxGemma3ForCausalLM, Gemma3Config
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
@@ -34,6 +35,28 @@ def weights(model: nnx.Module) -> dict[str, Weight]:
     """Every weight of the model that can be quantised, by dotted name."""
     return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)
             if isinstance(module, Weight)}
+
+
+def pack(model: CausalLM) -> CausalLM:
+    """Returns a copy whose quantised weights are stored as codes and scales, without full-precision kernels.
+
+    It computes the same numbers as `model`, and cannot be trained.
+
+    Raises:
+        InputError: no weight is quantised.
+    """
+    packed = nnx.clone(model)
+    for weight in weights(packed).values():
+        weight.pack()
+    if not is_packed(packed):
+        raise InputError("packed: expected quantised weights, found none: the network has quantizer "
+                         f"{getattr(model.config, 'quantizer', 'none')}")
+    return packed
+
+
+def is_packed(model: nnx.Module) -> bool:
+    """Whether any weight is packed."""
+    return any(weight.is_packed for weight in weights(model).values())
 
 
 def freeze(model: CausalLM) -> CausalLM:

@@ -1,13 +1,13 @@
 """The arrays of a network by dotted name, with separate layers: `blocks.3.sparse.query.kernel`.
 
 In memory some networks stack their layers, with a leading axis of n_layers. On disk layers are always
-separate, as in other libraries.
+separate, as in other libraries. A packed weight has `NAME.packed` and `NAME.packed_scale`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 import jax
@@ -19,7 +19,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor, check_fit, check_floats, is_finite
 from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.nn.host_embedding import HostEmbedding, HostRows
-from tilelli_jax.nn.linear import Derived
+from tilelli_jax.nn.linear import PACKED, Derived, Weight
 from tilelli_jax.parallel.sharding import Mesh, NamedSharding, path_name, spec
 
 ParamType = Literal["float32", "bfloat16", "stored"]
@@ -44,10 +44,14 @@ def to_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     return {name: np.array(value, order="C") for name, value in arrays.items()}
 
 
-def abstract_arrays(build: Callable[..., nnx.Module], config: Any,
-            compute: ComputeConfig | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Names, shapes and types of all arrays of a network, without allocating them."""
-    return _outline(_abstract(build, config, compute))
+def abstract_arrays(build: Callable[..., nnx.Module], config: Any, compute: ComputeConfig | None = None,
+                    packed: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names, shapes and types of all arrays of a network, without allocating them.
+
+    Args:
+        packed: of the packed network.
+    """
+    return _outline(_abstract(build, config, compute, packed))
 
 
 def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -88,15 +92,15 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
     if param_dtype not in get_args(ParamType):
         raise InputError(f"param_dtype: expected {' or '.join(get_args(ParamType))}, found {param_dtype!r}")
     check_sizes(config, {name: tensor.shape for name, tensor in tensors.items()}, source)
-    abstract = _abstract(build, config, compute)
+    abstract = _abstract(build, config, compute, packed_names(tensors))
     graph, state = nnx.split(abstract)
     check_fit({name: leaf.shape for name, leaf in _outline(abstract).items()},
               {name: tensor.shape for name, tensor in tensors.items()}, source)
-    check_floats(tensors, source)
+    check_floats({name: tensor for name, tensor in tensors.items() if not name.endswith(PACKED)}, source)
 
     def read(name: str) -> np.ndarray:
         array = tensors[name].read()
-        if finite and not is_finite(array):
+        if finite and not name.endswith(PACKED) and not is_finite(array):
             raise InputError(f"{source}: {name}: holds numbers that are not finite")
         return array
 
@@ -104,7 +108,10 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
         name = path_name(path)
         layers = _layers(name, leaf.shape)
         value = read(name) if layers is None else np.stack([read(layer) for layer in layers])
-        dtype = value.dtype if param_dtype == "stored" else jnp.dtype(param_dtype)
+        if name.endswith((PACKED, f"{PACKED}_scale")):
+            dtype = leaf.dtype
+        else:
+            dtype = value.dtype if param_dtype == "stored" else jnp.dtype(param_dtype)
         value = value.astype(dtype, order="C", copy=False)
         if mesh is None:
             return jax.device_put(value, may_alias=False)  # jnp.asarray would compile for each new shape
@@ -117,7 +124,12 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
     return model
 
 
-def _abstract(build: Callable[..., M], config: Any, compute: ComputeConfig | None) -> M:
+def packed_names(names: Iterable[str]) -> bool:
+    """Whether these are the arrays of a packed network."""
+    return any(name.endswith(PACKED) for name in names)
+
+
+def _abstract(build: Callable[..., M], config: Any, compute: ComputeConfig | None, packed: bool = False) -> M:
     """The network with shapes instead of arrays; callers must not modify it.
 
     Cached: Flax takes seconds for the largest networks, and studies open many networks of one
@@ -126,12 +138,18 @@ def _abstract(build: Callable[..., M], config: Any, compute: ComputeConfig | Non
     try:
         hash(config)
     except TypeError:  # lists instead of tuples: valid, but not cached
-        return _eval_shape(build, config, compute)
-    return _cached_eval_shape(build, config, compute)
+        return _eval_shape(build, config, compute, packed)
+    return _cached_eval_shape(build, config, compute, packed)
 
 
-def _eval_shape(build: Callable[..., M], config: Any, compute: ComputeConfig | None) -> M:
-    return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
+def _eval_shape(build: Callable[..., M], config: Any, compute: ComputeConfig | None, packed: bool) -> M:
+    def built() -> M:
+        model = build(config, rngs=nnx.Rngs(0), compute=compute)
+        for weight in (module for _, module in nnx.iter_modules(model) if isinstance(module, Weight)):
+            if packed:
+                weight.pack()
+        return model
+    return nnx.eval_shape(built)
 
 
 _cached_eval_shape = functools.lru_cache(maxsize=64)(_eval_shape)

@@ -31,7 +31,7 @@ class CausalConv(Weight):
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         """Returns the output of `__call__` and the cache after `lengths [batch]` inputs of each row."""
-        x, reach = x.astype(self.dtype), self.kernel.shape[0] - 1
+        x, reach = x.astype(self.dtype), self.shape[0] - 1
         window = lengths[:, None] + jnp.arange(reach)  # padded[i + reach] is x[i]
         cache = jnp.take_along_axis(_padded(x, reach, 0), window[..., None], axis=1)
         return self._biased(causal_convolution(self._taps(), x)), cache

@@ -53,17 +53,19 @@ class Quantizer:
             assert alpha is not None
             return _lsq(kernel, jnp.maximum(alpha, MIN_SCALE)[..., None, None])
         if rotation is not None:
-            rotated = jnp.einsum("...ij,...io->...jo", rotation, kernel)
-            return jnp.einsum("...ij,...jo->...io", rotation, self._straight_through(rotated))
+            return rotate(rotation, self._straight_through(rotate_back(rotation, kernel)))
         return self._straight_through(kernel)
 
-    def codes(self, kernel: jax.Array, alpha: jax.Array | None = None,
-              rotation: jax.Array | None = None) -> jax.Array:
-        """The integer codes `[..., in, out]` (as f32) that the scale multiplies; no gradient."""
+    def codes_and_scale(self, kernel: jax.Array, alpha: jax.Array | None = None,
+                        rotation: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """The integer codes `[..., in, out]` (as f32) and the scale `[..., 1, 1 or out]`; no gradient.
+
+        Their product is the quantised kernel; with a rotation, before it is rotated.
+        """
         if rotation is not None:
-            kernel = jnp.einsum("...ij,...io->...jo", rotation, kernel)
+            kernel = rotate_back(rotation, kernel)
         scale = self.scale(kernel) if alpha is None else jnp.maximum(alpha, MIN_SCALE)[..., None, None]
-        return _codes(jax.lax.stop_gradient(kernel / scale), self.levels)
+        return _codes(jax.lax.stop_gradient(kernel / scale), self.levels), scale
 
     def scale(self, kernel: jax.Array) -> jax.Array:
         """α = max(mean |w|, 1e-5): `[..., 1, 1]`, or `[..., 1, out]` per row."""
@@ -95,6 +97,16 @@ def quantizer(name: QuantizerName) -> Quantizer:
     return _QUANTIZERS[name]
 
 
+def rotate(rotation: jax.Array, kernel: jax.Array) -> jax.Array:
+    """R · kernel: `[..., in, in]`, `[..., in, out]` → `[..., in, out]`."""
+    return jnp.einsum("...ij,...jo->...io", rotation, kernel)
+
+
+def rotate_back(rotation: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Rᵀ · kernel; the inverse of `rotate`."""
+    return jnp.einsum("...ij,...io->...jo", rotation, kernel)
+
+
 def hadamard(n: int) -> np.ndarray:
     """Sylvester's Hadamard matrix divided by √n, `[n, n]` f32: symmetric and orthogonal. n = 2^m."""
     chex.assert_equal(n & (n - 1), 0)
@@ -112,10 +124,12 @@ def random_rotation(key: jax.Array, n: int) -> jax.Array:
 def _codes(ratio: jax.Array, levels: str | None) -> jax.Array:
     """Rounds w/α to a level: ternary rounds half to even; power3 has boundaries 0.5, 2, 6 and rounds down."""
     if levels == "ternary":
-        return jnp.clip(jnp.round(ratio), -1.0, 1.0)
-    size = jnp.abs(ratio)
-    level = jnp.where(size > 6.0, 9.0, jnp.where(size > 2.0, 3.0, jnp.where(size > 0.5, 1.0, 0.0)))
-    return jnp.sign(ratio) * level
+        codes = jnp.clip(jnp.round(ratio), -1.0, 1.0)
+    else:
+        size = jnp.abs(ratio)
+        level = jnp.where(size > 6.0, 9.0, jnp.where(size > 2.0, 3.0, jnp.where(size > 0.5, 1.0, 0.0)))
+        codes = jnp.sign(ratio) * level
+    return jnp.where(codes == 0, 0.0, codes)  # not -0.0, which integer codes do not have
 
 
 @jax.custom_jvp

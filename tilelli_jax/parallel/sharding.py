@@ -91,6 +91,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
     Arrays without a rule are small (routers, convolutions, norms, state pathways) and replicated.
     """
+    path = re.sub(r"\.packed$", ".kernel", path)  # codes are sharded as the kernel that they replace
     for pattern, rule in RULES:
         if re.search(rf"(^|\.){pattern}$", path) and len(rule) <= len(shape):
             axes = (None,) * (len(shape) - len(rule)) + rule
