@@ -33,7 +33,8 @@ from tilelli_jax.io.tensors import Tensor, write_directory
 from tilelli_jax.loading import store
 from tilelli_jax.loading.model_card import CARD, CardInfo, model_card
 from tilelli_jax.models import pack
-from tilelli_jax.models.arrays import from_tensors, packed_names, to_arrays
+from tilelli_jax.models.arrays import from_tensors, n_parameters, packed_names, to_arrays
+from tilelli_jax.models.packed_tensors import packed_tensors
 
 from . import assumptions, check, inspect, source, to_torch, to_transformers
 from .families import FAMILIES, OTHER_NAMES, family_of
@@ -128,13 +129,13 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
         except Exception as error:  # the program that runs the source may raise anything
             raise InputError(f"--check: {opened.path} could not be run: {error!r:.300}") from None
     arrays = _stored_as(plan.arrays(), options.dtype)
-    n_parameters = sum(math.prod(array.shape) for array in arrays.values())
+    count = sum(math.prod(array.shape) for array in arrays.values())
     if options.packed:
         arrays = _packed(arrays, plan, opened.path)
     info = CardInfo(command=f"tilelli convert {shlex.join(argv)}", made_from=(
         f"Converted from {opened.path.name}, of the family {plan.family}. Its licence and limits apply."))
     others = {store.CONFIG: as_json(config_lib.to_dict(plan.config)),
-              CARD: model_card(plan.config, n_parameters, info).encode(),
+              CARD: model_card(plan.config, count, info).encode(),
               to_torch.RECORD: as_json(to_torch.record(opened, plan)),
               **source.read_companions(opened.companions), **opened.generated()}
     vanished: dict[str, int] = {}
@@ -142,7 +143,7 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
     with new_directory(options.out) as path:
         tensors = with_progress(arrays, "converting", options.source, vanished)
         write_directory(path, tensors, others, writer=store.WRITER)
-    _report(plan.family, arrays, n_parameters, time.perf_counter() - start, options.out, vanished)
+    _report(plan.family, arrays, count, time.perf_counter() - start, options.out, vanished)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
     if verdict:
@@ -176,8 +177,8 @@ def _convert_back(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     tensors = with_progress(arrays, "converting", options.source, vanished)
     to_torch.write(config, tensors, options.source, options.out, options.to)
-    n_parameters = sum(math.prod(array.shape) for array in arrays.values())
-    _report(config.family, arrays, n_parameters, time.perf_counter() - start, options.out, vanished)
+    count = sum(math.prod(array.shape) for array in arrays.values())
+    _report(config.family, arrays, count, time.perf_counter() - start, options.out, vanished)
     if options.to == "saelens" and 0 < getattr(config, "max_active", 0) < config.n_latents:
         print(f"note: max_active={config.max_active} is not stored: SAELens keeps all latents above the "
               "threshold", file=sys.stderr)
@@ -194,11 +195,10 @@ def _pack(options: argparse.Namespace, argv: Sequence[str]) -> int:
         raise InputError("--packed: expected no --from, --map, --set or --tokenizer for a model directory")
     start = time.perf_counter()
     model = store.load(options.source, param_dtype="stored")
-    n_parameters = sum(array.size for array in to_arrays(model).values())
     with new_directory(options.out) as path:
         store.save(model, path, CardInfo(command=f"tilelli convert {shlex.join(argv)}", made_from=(
             f"{options.source.name} with packed weights. Its data and limits apply.")), packed=True)
-    _report(model.config.family, store.read_tensors(options.out), n_parameters,
+    _report(model.config.family, store.read_tensors(options.out), n_parameters(model),
             time.perf_counter() - start, options.out, {})
     return 0
 
@@ -207,7 +207,7 @@ def _packed(arrays: Mapping[str, Tensor], plan: Plan, source: Path) -> dict[str,
     """The arrays of the packed network."""
     model = pack(from_tensors(store.FAMILIES[plan.config.family][1], plan.config, arrays, source=str(source),
                               param_dtype="stored"))
-    return store.packed_tensors(to_arrays(model), plan.config)
+    return packed_tensors(to_arrays(model), plan.config)
 
 
 def _stored_as(arrays: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:

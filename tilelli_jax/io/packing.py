@@ -68,13 +68,12 @@ def unpack(packed: NDArray[np.uint8], n: int, levels: Levels) -> NDArray[np.int8
     if packed.ndim != 1 or len(packed) != packed_size(n, levels):
         raise InputError(f"expected {packed_size(n, levels):,} bytes of {n:,} packed codes, found shape "
                          f"{packed.shape}")
-    remaining = packed.reshape(-1, group.bytes).astype(np.uint16)
+    remaining, base = packed.reshape(-1, group.bytes).astype(np.uint16), np.uint16(len(group.values))
     digits = np.empty((len(remaining), group.codes), np.uint8)
     for column in range(group.codes):  # long division by the number of levels
-        rest = np.zeros(len(remaining), np.uint16)
+        rest: NDArray[np.uint16] = np.zeros(len(remaining), np.uint16)
         for i in reversed(range(group.bytes)):
-            rest = (rest << 8) + remaining[:, i]
-            remaining[:, i], rest = np.divmod(rest, np.uint16(len(group.values)))
+            remaining[:, i], rest = np.divmod((rest << np.uint16(8)) + remaining[:, i], base)
         digits[:, column] = rest
     if remaining.any() or (digits.reshape(-1)[n:] != len(group.values) // 2).any():
         raise InputError("expected packed codes, found bytes that are none")

@@ -6,8 +6,7 @@ several files and an index, as in Hugging Face directories.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,13 @@ from flax import nnx
 from tilelli_jax import config as config_lib
 from tilelli_jax import estimators, models
 from tilelli_jax.errors import InputError
-from tilelli_jax.io import packing
 from tilelli_jax.io.files import as_json
 from tilelli_jax.io.json_text import read_json
 from tilelli_jax.io.tensors import CONFIG, INDEX, TENSORS, Tensor, in_memory, read_directory, write_directory
 from tilelli_jax.loading.model_card import CARD, CardInfo, is_ours, model_card
-from tilelli_jax.models.arrays import (
-    ParamType,
-    abstract_arrays,
-    check_sizes,
-    from_tensors,
-    named_leaves,
-    packed_names,
-    to_arrays,
-)
+from tilelli_jax.models.arrays import ParamType, from_tensors, n_parameters, to_arrays
 from tilelli_jax.models.causal_lm import ComputeConfig
-from tilelli_jax.nn.linear import PACKED, Packed
-from tilelli_jax.nn.quantize import quantizer
+from tilelli_jax.models.packed_tensors import packed_tensors, unpacked_tensors
 from tilelli_jax.parallel.sharding import Mesh
 
 FAMILIES = models.FAMILIES | estimators.FAMILIES
@@ -66,9 +55,7 @@ def save(model: Any, path: str | Path, info: CardInfo | None = None, *, packed: 
     path, files = Path(path), {CONFIG: as_json(config_lib.to_dict(model.config))}
     try:
         if not _keeps_card(path, files[CONFIG], tensors, info):
-            n_parameters = sum(leaf.size for name, leaf in named_leaves(nnx.state(
-                model, nnx.Any(nnx.Param, Packed))).items() if not name.endswith("packed_scale"))
-            files[CARD] = model_card(model.config, n_parameters, info).encode()
+            files[CARD] = model_card(model.config, n_parameters(model), info).encode()
         write_directory(path, tensors, files, writer=WRITER)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -106,41 +93,8 @@ def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype:
     path = Path(path)
     config = load_config(path)
     build, source = FAMILIES[config.family][1], str(path / TENSORS)
-    tensors = unpacked_tensors(read_tensors(path), config, source)
+    tensors = unpacked_tensors(read_tensors(path), build, config, source)
     return from_tensors(build, config, tensors, compute, source=source, param_dtype=param_dtype, mesh=mesh)
-
-
-def packed_tensors(arrays: Mapping[str, np.ndarray], config: Any) -> dict[str, Tensor]:
-    """The arrays as they are stored: codes of packed weights as bytes (`io.packing`)."""
-    def stored(name: str, array: np.ndarray) -> Tensor:
-        levels = quantizer(getattr(config, "quantizer", "none")).levels
-        return in_memory(packing.pack(array, levels) if levels and name.endswith(PACKED) else array)
-    return {name: stored(name, array) for name, array in arrays.items()}
-
-
-def unpacked_tensors(tensors: Mapping[str, Tensor], config: Any, source: str) -> dict[str, Tensor]:
-    """The inverse of `packed_tensors`. Raises InputError where a tensor is read that is none of its."""
-    if not packed_names(tensors):
-        return dict(tensors)
-    levels = quantizer(getattr(config, "quantizer", "none")).levels
-    if levels is None:
-        raise InputError(f"{source}: packed weights need a quantizer in {CONFIG}, found none")
-    check_sizes(config, {name: tensor.shape for name, tensor in tensors.items()}, source)
-    shapes = abstract_arrays(FAMILIES[config.family][1], config, packed=True)
-
-    def unpacked(name: str, tensor: Tensor) -> Tensor:
-        shape = shapes[name].shape
-
-        def read() -> Iterator[np.ndarray]:
-            if tensor.dtype != np.uint8:
-                raise InputError(f"{source}: {name}: expected packed codes (U8), found {tensor.dtype}")
-            try:
-                yield packing.unpack(tensor.read(), math.prod(shape), levels).reshape(shape)
-            except InputError as error:
-                raise InputError(f"{source}: {name}: {error}") from None
-        return Tensor(shape, np.dtype(np.int8), read)
-    return {name: unpacked(name, tensor) if name.endswith(PACKED) and name in shapes else tensor
-            for name, tensor in tensors.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

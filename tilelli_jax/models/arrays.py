@@ -19,7 +19,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor, check_fit, check_floats, is_finite
 from tilelli_jax.models.causal_lm import ComputeConfig
 from tilelli_jax.nn.host_embedding import HostEmbedding, HostRows
-from tilelli_jax.nn.linear import PACKED, Derived, Weight
+from tilelli_jax.nn.linear import PACKED, Derived, Packed, Weight
 from tilelli_jax.parallel.sharding import Mesh, NamedSharding, path_name, spec
 
 ParamType = Literal["float32", "bfloat16", "stored"]
@@ -42,6 +42,12 @@ def to_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
         arrays.update({name: value} if layers is None else dict(zip(layers, value, strict=True)))
     arrays |= {f"{name}.kernel": table.rows.array for name, table in _on_host(model).items() if table.rows}
     return {name: np.array(value, order="C") for name, value in arrays.items()}
+
+
+def n_parameters(model: nnx.Module) -> int:
+    """Number of parameters; a code of a packed weight counts as one."""
+    leaves = named_leaves(nnx.state(model, nnx.Any(nnx.Param, Packed)))
+    return sum(leaf.size for name, leaf in leaves.items() if not name.endswith(f"{PACKED}_scale"))
 
 
 def abstract_arrays(build: Callable[..., nnx.Module], config: Any, compute: ComputeConfig | None = None,
