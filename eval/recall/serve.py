@@ -11,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,8 @@ from tilelli_jax.serving.knowledge import Knowledge, Located
 from tilelli_jax.signals.batching import max_time
 from tilelli_jax.signals.prompts import PromptSignals
 
-from .predictor import KnowledgePredictor
+if TYPE_CHECKING:
+    from .predictor import KnowledgePredictor  # needs the extra eval, which a server without sidecar does not
 
 KEY = "TILELLI_API_KEY"  # environment variable with the key
 MAX_LEN = 1024  # default of --max-len
@@ -129,7 +130,8 @@ def _open(options: argparse.Namespace) -> tuple[LanguageModel, SidecarKnows | No
         if options.abstain is not None:
             raise InputError("--abstain: expected --sidecar, found none")
         return open_network_options(options), None
-    compute = None if options.dtype == "float32" else ComputeConfig(dtype=options.dtype)
+    from .predictor import KnowledgePredictor
+    compute = None if options.dtype is None else ComputeConfig(dtype=options.dtype)
     predictor = KnowledgePredictor.open(options.model, options.sidecar, tokenizer=options.tokenizer,
                                         compute=compute)
     known = (SIDECAR, *predictor.rule.probes)
@@ -140,7 +142,7 @@ def _open(options: argparse.Namespace) -> tuple[LanguageModel, SidecarKnows | No
 
 def _api_key(options: argparse.Namespace) -> str:
     """The key of --api-key-file or the environment; other machines need one unless --no-api-key is given."""
-    key = os.environ.get(KEY, "")
+    key = os.environ.get(KEY, "").strip()
     if options.api_key_file:
         key = read_text(options.api_key_file).strip()
         if not key:

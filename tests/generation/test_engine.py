@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.no_compilation import no_compilation
 from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
@@ -276,20 +277,3 @@ def test_invalid_settings_raise(options: dict[str, int], message: str) -> None:
 def test_learned_positions_limit_the_length() -> None:
     with pytest.raises(InputError, match="max_len: expected 2 to 150, found 151"):
         Engine(random_network(CONFIGS["vanilla"], 0)[0], max_len=151)
-
-
-class no_compilation:
-    """A context in which nothing may be compiled."""
-
-    def __enter__(self) -> None:
-        self.compiled: list[str] = []
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration: float, **details: Any) -> None:
-        if "backend_compile" in event:
-            self.compiled.append(event)
-
-    def __exit__(self, *exception: Any) -> None:
-        from jax._src import monitoring
-        monitoring.unregister_event_duration_listener(self._listen)
-        assert not self.compiled, self.compiled

@@ -224,3 +224,31 @@ def test_invalid_directories_raise(tmp_path: Path) -> None:
     raises_error(lambda: load(tmp_path), str(tmp_path / "config.json"), "family: expected one of")
     (tmp_path / "config.json").write_text("{")
     raises_error(lambda: load(tmp_path), str(tmp_path / "config.json"), "not JSON")
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace"])
+def test_bytes_of_tokens(kind: str, tmp_path: Path) -> None:
+    """The bytes of a text's tokens, joined, are the text's, also where a character is several tokens."""
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
+    text = " Grüße 🦙 \x01\u00ad!" if kind == "byte-level" else "Grüße 🦙"
+    if kind == "byte-level":
+        letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
+            {letter: i for i, letter in enumerate(letters)}, []))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    else:
+        vocab = [f"<0x{byte:02X}>" for byte in range(256)] + list("\u2581Gre\u00fc")
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
+            {token: i for i, token in enumerate(vocab)}, [], byte_fallback=True))
+        tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+        tokenizer.decoder = tokenizers.decoders.Sequence([
+            tokenizers.decoders.Replace("\u2581", " "), tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse()])
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    read = HuggingFaceTokenizer(tmp_path)
+    ids = read.encode(text + "<|end|>")
+    assert b"".join(map(read.token_bytes, ids)) == text.encode() + b"<|end|>"
+    assert read.token_bytes(10**6) == b"" and len(ids) > len(text)
+    assert b"".join(map(ByteTokenizer().token_bytes, "ü".encode())) == "ü".encode()

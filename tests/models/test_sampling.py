@@ -42,7 +42,7 @@ TIED = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -30.0], np.float32)
     (NORMAL, 1.0, 1, 1.0), (NORMAL, 1.0, 0, 1e-6), (NORMAL, 1.0, 255, 1.0),
     (TIED, 1.0, 0, 1.0), (TIED, 1.0, 1, 1.0), (TIED, 1.0, 2, 1.0), (TIED, 1.0, 4, 1.0), (TIED, 1.0, 5, 1.0),
     (TIED, 1.0, 0, 0.42), (TIED, 1.0, 0, 0.5), (TIED, 1.0, 0, 0.97), (TIED, 1.0, 2, 0.42),
-    (np.zeros(8, np.float32), 1.0, 1, 0.1), (TIED, 1.0, 7, 1.0),
+    (np.zeros(8, np.float32), 1.0, 1, 0.1), (TIED, 1.0, 7, 1.0), (TIED, 1.0, 0, 1e-50),
 ])
 def test_sampled_tokens_follow_their_probabilities(
         logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> None:

@@ -51,8 +51,12 @@ def test_defaults() -> None:
     request = parse_chat({"messages": [HELLO]})
     assert request.max_new is None and request.n_top is None and request.sampling.temperature == 1
     assert parse_chat({"messages": [HELLO], "logprobs": True}).n_top == 0
-    assert parse_questions({"questions": "Who?"}, 2) == ["Who?"]
-    assert parse_questions({"questions": ["Who?", "When?"], "model": "m"}, 2) == ["Who?", "When?"]
+    assert parse_questions({"questions": "Who?"}, 2) == (None, ["Who?"])
+    assert parse_questions({"questions": ["Who?", "When?"], "model": "m"}, 2) == ("m", ["Who?", "When?"])
+    assert parse_completion({"prompt": "a", "max_tokens": 0, "n": 2, "best_of": 2}).max_new == 0
+    assert 0 < parse_completion({"prompt": "a", "top_p": 0}).sampling.top_p < 1e-5
+    nothing = {"stream": True, "stream_options": {"include_usage": None}}
+    assert not parse_completion({"prompt": "a", **nothing}).include_usage
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -69,12 +73,15 @@ def test_defaults() -> None:
     ({"temperature": "1"}, "temperature: expected a number from 0 to 2, found '1'"),
     ({"temperature": True}, "temperature: expected a number from 0 to 2, found True"),
     ({"temperature": float("nan")}, "temperature: expected a number from 0 to 2, found nan"),
-    ({"top_p": 0}, "top_p: expected a number above 0, at most 1, found 0"),
+    ({"top_p": -0.1}, "top_p: expected a number from 0 to 1, found -0.1"),
+    ({"top_p": 10**400}, "top_p: expected a number from 0 to 1, found 1000"),
+    ({"temperature": 10**400}, "temperature: expected a number from 0 to 2, found 1000"),
+    ({"abstain": {"below": -10**400}}, "abstain.below: expected a number from 0 to 1, found -1000"),
     ({"max_tokens": 0}, "max_tokens: expected an integer from 1 to"),
     ({"max_tokens": -5}, "max_tokens: expected an integer from 1 to .*, found -5"),
     ({"max_tokens": 10**30}, "max_tokens: expected an integer from 1 to"),
     ({"max_tokens": 1.5}, "max_tokens: expected an integer from 1 to .*, found 1.5"),
-    ({"n": 17}, "n: expected an integer from 1 to 16, found 17"),
+    ({"n": 129}, "n: expected an integer from 1 to 128, found 129"),
     ({"seed": "a"}, "seed: expected an integer from"),
     ({"stop": ["a"] * 5}, "stop: expected a text or a list of up to 4"),
     ({"stop": [""]}, "stop: expected a text or a list of up to 4, none empty"),
@@ -113,9 +120,9 @@ def test_invalid_chats_name_the_field(change: dict[str, Any], message: str) -> N
     ({"prompt": [-1]}, "prompt: expected a text, "),
     ({"prompt": [True]}, "prompt: expected a text, "),
     ({"prompt": [2**31]}, "prompt: expected a text, "),
-    ({"prompt": ["a"] * 9, "n": 2}, "prompt: expected at most 16 choices, found 9 prompts with n 2"),
-    ({"max_tokens": 0}, "max_tokens: expected an integer from 1 to"),
-    ({"best_of": 2}, "best_of: not supported"), ({"suffix": "a"}, "suffix: not supported"),
+    ({"prompt": ["a"] * 65, "n": 2}, "prompt: expected at most 128 choices, found 65 prompts with n 2"),
+    ({"max_tokens": -1}, "max_tokens: expected an integer from 0 to"),
+    ({"best_of": 2}, "best_of: not supported by this server unless it is n, 1"), ({"suffix": "a"}, "suffix: not supported"),
     ({"echo": True, "stream": True}, "echo: not supported with stream"),
     ({"messages": [HELLO]}, "messages: unknown field"),
 ])

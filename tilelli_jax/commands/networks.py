@@ -16,13 +16,14 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         "Qwen, Gemma, Pythia)"))
     parser.add_argument("--tokenizer", default="", metavar="PATH", help=(
         "tokenizer.json, or a directory with it; byte-level networks need none [the network's]"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=(
-        "type of the computation; with bfloat16 the weights keep the type of the file [%(default)s]"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=(
+        "type of the computation; with bfloat16 the weights keep the type of the file [float32, or with a "
+        "sidecar that of its study]"))
 
 
 def open_network_options(options: argparse.Namespace) -> LanguageModel:
     """Loads the network of `add_network_options`. Raises InputError if it cannot continue text."""
-    compute = None if options.dtype == "float32" else ComputeConfig(dtype=options.dtype)
+    compute = None if options.dtype in (None, "float32") else ComputeConfig(dtype=options.dtype)
     language = load_with_tokenizer(options.model, options.tokenizer, compute)
     if options.tokenizer and language.model.is_byte_level:
         raise InputError(f"--tokenizer: expected none, as {options.model} is a byte-level network, found "

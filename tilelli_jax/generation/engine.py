@@ -139,6 +139,9 @@ class Engine:
         signals: computed from each prompt's pass.
         reads_questions: whether the signals use the activations at the question's positions.
 
+    Attributes:
+        ended: called in the engine's thread at its end; `failed`: whether an error ended it.
+
     Raises:
         InputError: an argument is out of range.
     """
@@ -155,10 +158,11 @@ class Engine:
         self.vocab_size = self.programs.vocab_size
         self.end_ids = tuple(getattr(model.config, "end_ids", ()))
         self._waiting: collections.deque[Ticket | tuple[Callable[[], Any], Future[Any]]] = collections.deque()
-        self._condition = threading.Condition()
+        self._condition = threading.Condition()  # reentrant
         self._stopping: Literal["", "drain", "now"] = ""
         self._thread: threading.Thread | None = None
-        self.ready = False
+        self.ready = self.failed = False
+        self.ended: Callable[[], object] = lambda: None
         self._reset()
 
     def compile(self, advance: Callable[[int, int], object] = lambda done, total: None) -> None:
@@ -196,8 +200,9 @@ class Engine:
             raise InputError(f"n_top: expected 0 to {MAX_TOP}, found {request.n_top}")
         ticket = Ticket(request, deliver)
         with self._condition:
-            waiting = sum(isinstance(item, Ticket) for item in self._waiting)
-            if self._stopping or waiting >= self.max_waiting + self.slots - self.load.active:
+            self._drop_cancelled()
+            load = self._load()
+            if self._stopping or load.waiting >= self.max_waiting + load.slots - load.active:
                 raise Full
             self._waiting.append(ticket)
             self._condition.notify()
@@ -220,6 +225,15 @@ class Engine:
             finally:
                 ticket.cancel()
         return until_finished()
+
+    def example_outputs(self) -> Any:
+        """The signals of a prompt of zeros."""
+        time = self.programs.sizes[0]
+        width = self.programs.widths(time)[0]
+        outputs = self.programs.prefill(time, width)(
+            self.programs.params, np.zeros((1, time), np.int32), np.ones(1, np.int32),
+            np.zeros((1, width + 1), np.int32), np.ones((1, width + 1), bool), no_choices(1))[2]
+        return jax.tree.map(lambda array: np.asarray(array)[0], outputs)
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Calls a function in the engine's thread between two steps, in order of arrival."""
@@ -248,8 +262,20 @@ class Engine:
     @property
     def load(self) -> Load:
         """How busy the engine is."""
+        with self._condition:
+            return self._load()
+
+    def _load(self) -> Load:
+        """`load`, for those who hold the lock."""
         active = sum(ticket is not None for ticket in self._tickets)
-        return Load(active, self.slots, sum(isinstance(item, Ticket) for item in self._waiting))
+        return Load(active, self.slots, sum(isinstance(item, Ticket) and not item.cancelled
+                                            for item in self._waiting))
+
+    def _drop_cancelled(self) -> None:
+        """Ends waiting requests that were cancelled; the caller holds the lock."""
+        for ticket in [item for item in self._waiting if isinstance(item, Ticket) and item.cancelled]:
+            self._waiting.remove(ticket)
+            ticket.deliver(Finished("cancelled"))
 
     @property
     def alive(self) -> bool:
@@ -299,8 +325,19 @@ class Engine:
         self._choices = no_choices(self.slots)
 
     def _run(self, advance: Callable[[int, int], object]) -> None:
-        if not self.ready:
-            self.compile(advance)
+        try:
+            if not self.ready:
+                self.compile(advance)
+            self._serve()
+        except BaseException as error:  # of a compilation, or of `advance`
+            log.error("the engine ends: %s: %s", type(error).__name__, error)
+            self.failed = True
+            self._stopping = "now"
+            self._cancel_all()
+        finally:
+            self.ended()
+
+    def _serve(self) -> None:
         while self._wait():
             try:
                 self._admit()
@@ -311,6 +348,9 @@ class Engine:
                 for ticket in filter(None, self._tickets):
                     ticket.deliver(Finished("error", f"{type(error).__name__}: {error}"))
                 self._reset()
+        self._cancel_all()
+
+    def _cancel_all(self) -> None:
         for ticket in filter(None, self._tickets):
             ticket.deliver(Finished("cancelled"))
         self._reset()

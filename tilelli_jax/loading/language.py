@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -38,6 +40,13 @@ class Encoding(NamedTuple):
     spans: list[tuple[int, int]]
 
 
+# How byte-level BPE (GPT-2) writes bytes: printable ones of Latin-1 as themselves, the others from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte
+
+
 class Tokenizer(Protocol):
     """Converts text to tokens and back; only `encode_with_spans` can add BOS and EOS tokens."""
 
@@ -55,6 +64,9 @@ class Tokenizer(Protocol):
 
     def token(self, text: str) -> int | None:
         """The id of the token with this text; None if there is none."""
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes of a token, which may be a part of a character; of a special token those of its text."""
 
 
 class ByteTokenizer:
@@ -77,6 +89,9 @@ class ByteTokenizer:
     def token(self, text: str) -> int | None:
         encoded = text.encode()
         return encoded[0] if len(encoded) == 1 else None
+
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([id]) if id < 256 else b""
 
 
 class HuggingFaceTokenizer:
@@ -134,6 +149,23 @@ class HuggingFaceTokenizer:
 
     def token(self, text: str) -> int | None:
         return self._tokenizer.token_to_id(text)
+
+    def token_bytes(self, id: int) -> bytes:
+        text = self._tokenizer.id_to_token(id)
+        if text is None:
+            return b""
+        if id in self._tokenizer.get_added_tokens_decoder():
+            return text.encode()
+        if self._is_byte_level:
+            return bytes(BYTE_OF[letter] for letter in text if letter in BYTE_OF)
+        if (byte := BYTE_TOKEN.fullmatch(text)) is not None:
+            return bytes([int(byte[1], 16)])
+        return text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+    @functools.cached_property
+    def _is_byte_level(self) -> bool:
+        """Whether tokens are written in the letters of BYTE_OF."""
+        return '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str())["decoder"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,6 +84,6 @@ def _truncate(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Arra
     probabilities = jax.nn.softmax(ranked, where=accepted)
     mass_above = jnp.cumsum(probabilities) - probabilities
     # The sum over all but the last token may round to 1: top_p = 1 must not exclude the last token.
-    accepted &= (top_p >= 1) | (mass_above < top_p)
+    accepted &= (top_p >= 1) | (mass_above < top_p) | (jnp.arange(len(ranked)) == 0)  # top_p may round to 0
     threshold = jnp.min(jnp.where(accepted, ranked, jnp.inf))
     return jnp.where(scaled >= threshold, scaled, -jnp.inf)

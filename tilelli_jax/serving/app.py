@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -36,13 +36,16 @@ from tilelli_jax.models.sampling import Sampling
 from .knowledge import Knowledge, Knows, Located
 from .metrics import CONTENT_TYPE, Metrics
 from .prompts import chat_prompt, text_prompt
-from .replies import Replies, Tree, error_reply, knows_object
+from .replies import Replies, Tree, error_object, error_reply, knows_object
 from .requests import Abstain, Completion, FieldError, parse_chat, parse_completion, parse_questions
 from .streams import Backend, Choice, Prompt, Stream
 from .text import Piece
 
 log = logging.getLogger(__name__)
 MAX_QUESTIONS = 256  # of one request for P(knows)
+BODY_SECONDS = 30  # limit of the time in which a request's body arrives
+CODES = {401: "invalid_api_key", 404: "model_not_found"}  # of errors of these routes
+T = TypeVar("T")
 RETRY_AFTER = 1  # seconds after which a refused client may try again
 OPEN = ("/health", "/metrics")  # no key is needed
 
@@ -86,6 +89,11 @@ class Server:
         self.progress = 0, 1
         self.created = int(time.time())
 
+    def warm_up(self) -> None:
+        """Predicts P(knows) of an empty prompt, which compiles what the predictor needs."""
+        if self.knows is not None:
+            self.knows.predict(self.engine.example_outputs())
+
     def app(self) -> Starlette:
         """The ASGI application."""
         routes = [Route(path, functools.partial(self._answered, path, handler), methods=[method])
@@ -102,27 +110,34 @@ class Server:
                         request: HttpRequest) -> Response:
         """Checks the key, turns exceptions into replies, and counts."""
         begun = time.perf_counter()
+
+        def count(status: int) -> None:
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - begun)
+        request.state.count = count
         try:
             if path not in OPEN:
                 self._authorise(request)
             response = await handler(request)
         except HTTPException as error:
-            response = error_reply(error.status_code, str(error.detail))
+            response = error_reply(error.status_code, str(error.detail), code=CODES.get(error.status_code))
         except FieldError as error:
             response = error_reply(400, str(error), error.field)
         except InputError as error:
             response = error_reply(400, str(error))
         except Full:
-            response = error_reply(429, "expected a free slot, found a full queue; try again later",
-                                   kind="rate_limit_error")
+            response = error_reply(429, "expected a free slot, found a full queue; try again later")
             response.headers["Retry-After"] = str(RETRY_AFTER)
         except TimeoutError:
-            response = error_reply(504, f"expected a reply within {self.settings.timeout:g} s",
-                                   kind="timeout_error")
+            response = error_reply(504, f"expected a reply within {self.settings.timeout:g} s")
         except ClientDisconnect:
             response = Response(status_code=499)
-        self.metrics.requests.labels(path, response.status_code).inc()
-        self.metrics.seconds.labels(path).observe(time.perf_counter() - begun)
+        except Exception:
+            log.exception("%s", path)
+            response = error_reply(500, "internal error")
+
+        if not isinstance(response, StreamingResponse):  # they count at their end
+            count(response.status_code)
         return response
 
     async def _models(self, request: HttpRequest) -> Response:
@@ -156,7 +171,9 @@ class Server:
             for i, prompt in enumerate(completion.prompts)])
 
     async def _knows(self, request: HttpRequest) -> Response:
-        questions = parse_questions(await self._body(request), MAX_QUESTIONS)
+        model, questions = parse_questions(await self._body(request), MAX_QUESTIONS)
+        if model is not None:
+            self._check_model(model)
         knows = self.knows
         if knows is None:
             raise InputError("this server has no sidecar; `tilelli serve --sidecar DIR` loads one")
@@ -166,12 +183,12 @@ class Server:
             if len(ids) > self.engine.max_len:
                 raise FieldError(f"questions[{i}]", f"expected at most {self.engine.max_len} tokens with its "
                                  f"prompt, found {len(ids)}")
-        found: list[Knowledge] = []
 
-        async def work() -> None:
-            for ids, start, stop in prompts:  # one at a time: long lists leave room for other requests
-                found.append(await self._knowledge(list(ids), Located(start, stop, True)))
-        await self._unless_gone(request, work())
+        async def work() -> list[Knowledge]:  # one at a time: long lists leave room for other requests
+            return [await self._knowledge(list(ids), Located(start, stop, True))
+                    for ids, start, stop in prompts]
+        found = await self._unless_gone(request, work())
+        self._log_prompts(questions, [f"{knowledge.p:.4f}" for knowledge in found])
         return JSONResponse({"object": "list", "model": self.settings.name, "data": [
             {"index": i, "question": question, **knows_object(knows, knowledge, True)}
             for i, (question, knowledge) in enumerate(zip(questions, found, strict=True))]})
@@ -182,6 +199,11 @@ class Server:
                         ) -> Response:
         streams = [self._stream(completion, prompt, i * completion.n + k)
                    for i, prompt in enumerate(prompts) for k in range(completion.n)]
+        capacity = self.engine.slots + self.engine.max_waiting
+        if len(streams) > capacity:
+            raise FieldError("n", f"expected at most {capacity} choices in one request, as this server has "
+                             f"{self.engine.slots} slots and {self.engine.max_waiting} places in its queue, "
+                             f"found {len(streams)}")
         replies = Replies(self.backend, self.settings.name, completion, prompts, streams)
         with contextlib.ExitStack() as cleanup:
             for stream in streams:
@@ -190,22 +212,29 @@ class Server:
             for prompt in prompts:
                 self.metrics.tokens.labels("prompt").inc(len(prompt.ids))
             if completion.stream:
-                chunks = self._chunks(replies, streams, cleanup.pop_all())
-                first = await anext(chunks)  # errors before the first chunk become replies of their own
-                return StreamingResponse(_server_sent(first, chunks), media_type="text/event-stream",
-                                         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-            choices: list[Choice] = []
+                chunks = self._chunks(replies, prompts, streams, cleanup.pop_all())
 
-            async def work() -> None:
-                choices.extend(await asyncio.gather(*(stream.choice() for stream in streams)))
-                if completion.echo:
-                    choices[:] = [await self._echoed(completion, stream.prompt, choice)
-                                  for stream, choice in zip(streams, choices, strict=True)]
-            await self._unless_gone(request, work())
-        if self.settings.log_prompts:
-            log.warning("%s", json.dumps({"prompts": [prompt.text for prompt in prompts],
-                                          "texts": [choice.text for choice in choices]}, ensure_ascii=False))
+                async def begin() -> Tree:
+                    return await anext(chunks)
+                # Errors before the first chunk become replies of their own.
+                first = await self._unless_gone(request, begin())
+                return StreamingResponse(
+                    _server_sent(first, chunks, request.state.count), media_type="text/event-stream",
+                    headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+            async def work() -> list[Choice]:
+                choices = await asyncio.gather(*(stream.choice() for stream in streams))
+                if not completion.echo:
+                    return choices
+                return [await self._echoed(completion, stream.prompt, choice)
+                        for stream, choice in zip(streams, choices, strict=True)]
+            choices = await self._unless_gone(request, work())
+        self._log_prompts([prompt.text for prompt in prompts], [choice.text for choice in choices])
         return JSONResponse(replies.whole(choices))
+
+    def _log_prompts(self, prompts: list[str], texts: list[str]) -> None:
+        if self.settings.log_prompts:
+            log.warning("%s", json.dumps({"prompts": prompts, "texts": texts}, ensure_ascii=False))
 
     def _stream(self, completion: Completion, prompt: Prompt, index: int) -> Stream:
         room = self.engine.max_len - len(prompt.ids)
@@ -221,9 +250,12 @@ class Server:
         return Stream(self.backend, prompt, dataclasses.replace(completion.sampling, max_new=max_new), index,
                       stop, completion.n_top or 0, completion.abstain or self.settings.abstain)
 
-    async def _chunks(self, replies: Replies, streams: list[Stream], cleanup: contextlib.ExitStack
-                      ) -> AsyncIterator[Tree]:
-        """The chunks of a stream; at its end, `cleanup` is closed."""
+    async def _chunks(self, replies: Replies, prompts: list[Prompt], streams: list[Stream],
+                      cleanup: contextlib.ExitStack) -> AsyncIterator[Tree]:
+        """The chunks of a stream; at its end, `cleanup` is closed.
+
+        Several tasks may iterate over it in turn, so that a timeout cannot be that of one task.
+        """
         pieces: asyncio.Queue[tuple[Stream, Piece | Choice | BaseException]] = asyncio.Queue()
 
         async def forward(stream: Stream) -> None:
@@ -236,17 +268,20 @@ class Server:
         with cleanup:
             for task in tasks:
                 cleanup.callback(task.cancel)
-            begun, running = set[int](), len(streams)
-            async with asyncio.timeout(self.settings.timeout):
-                while running:
-                    stream, piece = await pieces.get()
-                    if isinstance(piece, BaseException):
-                        raise piece
-                    if stream.index not in begun and (first := replies.first(stream)) is not None:
-                        yield first
-                    begun.add(stream.index)
-                    running -= isinstance(piece, Choice)
+            texts, begun, running = [""] * len(streams), set[int](), len(streams)
+            deadline = time.monotonic() + self.settings.timeout
+            while running:
+                stream, piece = await asyncio.wait_for(pieces.get(), max(deadline - time.monotonic(), 0))
+                if isinstance(piece, BaseException):
+                    raise piece
+                if stream.index not in begun and (first := replies.first(stream)) is not None:
+                    yield first
+                begun.add(stream.index)
+                running -= isinstance(piece, Choice)
+                texts[streams.index(stream)] += piece.text
+                if piece.text or isinstance(piece, Choice):
                     yield replies.next(stream, piece)
+            self._log_prompts([prompt.text for prompt in prompts], texts)
             if (last := replies.last()) is not None:
                 yield last
 
@@ -275,16 +310,21 @@ class Server:
         if not key:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+        sent = given.strip().encode("latin-1")  # as the header was decoded
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent, key.encode()):
             raise HTTPException(401, "Authorization: expected `Bearer KEY` with this server's key")
 
     async def _body(self, request: HttpRequest) -> Any:
         """The body as JSON."""
         limit, body = self.settings.max_body, bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > limit:
-                raise HTTPException(413, f"body: expected at most {limit} bytes, found more")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > limit:
+                        raise HTTPException(413, f"body: expected at most {limit} bytes, found more")
+        except TimeoutError:
+            raise HTTPException(408, f"body: expected the whole of it within {BODY_SECONDS} s") from None
         try:
             return json_text.parse(body.decode("utf-8"), "body")
         except UnicodeDecodeError as error:
@@ -309,8 +349,8 @@ class Server:
         return {"id": self.settings.name, "object": "model", "created": self.created,
                 "owned_by": "tilelli_jax", "max_model_len": self.engine.max_len, **knows}
 
-    async def _unless_gone(self, request: HttpRequest, work: Coroutine[Any, Any, None]) -> None:
-        """Awaits work; ends it if the client goes away or the time is over."""
+    async def _unless_gone(self, request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits work and returns its result; ends it if the client goes away or the time is over."""
         async def gone() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
@@ -320,12 +360,11 @@ class Server:
                 await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 raise ClientDisconnect
-            await task
+            return await task
         finally:
             for pending in (task, watcher):
                 pending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+            await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -336,20 +375,24 @@ async def _http_error(request: HttpRequest, error: Exception) -> Response:
     return error_reply(error.status_code, str(error.detail))
 
 
-async def _server_sent(first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """Chunks as server-sent events; an error after the first chunk is an event too."""
+async def _server_sent(first: Tree, chunks: AsyncIterator[Tree], count: Callable[[int], None]
+                       ) -> AsyncIterator[str]:
+    """Chunks as server-sent events; an error after the first chunk is an event too. Counts at the end."""
+    status = 499  # the client went away
     try:
         yield _event(first)
         async for chunk in chunks:
             yield _event(chunk)
         yield "data: [DONE]\n\n"
+        status = 200
     except HTTPException as error:
-        yield _event({"error": {"message": str(error.detail), "type": "server_error", "param": None,
-                                "code": error.status_code}})
+        status = error.status_code
+        yield _event(error_object(status, str(error.detail)))
     except TimeoutError:
-        yield _event({"error": {"message": "the reply took too long", "type": "timeout_error", "param": None,
-                                "code": 504}})
+        status = 504
+        yield _event(error_object(status, "the reply took too long"))
     finally:
+        count(status)
         await chunks.aclose()  # type: ignore[attr-defined]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import uvicorn
 from tilelli_jax.cli import interrupts
 from tilelli_jax.errors import InputError
 
-from .app import Server
+from .app import BODY_SECONDS, Server
 from .hosts import TrustedHosts
 
 
@@ -57,16 +58,21 @@ def serve(server: Server, listener: socket.socket, *, allowed: Sequence[str] | N
         app = TrustedHosts(app, allowed)
 
     def compiled(done: int, total: int) -> None:
-        server.progress = done, total
         if done == total:
-            print(f"ready: {url}v1 (Ctrl-C ends it)", flush=True)
+            server.warm_up()
+            with contextlib.suppress(OSError):  # nobody reads the output any more
+                print(f"ready: {url}v1 (Ctrl-C ends it)", flush=True)
+        server.progress = done, total
     print(f"{url}: compiling; {url}health says when it is ready", flush=True)
-    server.engine.start(compiled)
-    http = Http(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+    limit = math.ceil(server.settings.timeout) + BODY_SECONDS
+    http = Http(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off",
+                               timeout_graceful_shutdown=limit))
+    server.engine.ended = lambda: http.leave(0)  # also of an error
     with interrupts.deferred("finishing the running requests", call=http.leave):
+        server.engine.start(compiled)
         http.run([listener])
         server.engine.stop(drain=True)
-    return 0
+    return 1 if server.engine.failed else 0
 
 
 class Http(uvicorn.Server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import time
 import uuid
@@ -18,6 +19,7 @@ from .streams import Backend, Choice, Prompt, Stream
 from .text import Piece
 
 Tree = dict[str, Any]
+KINDS = {401: "authentication_error", 429: "rate_limit_error", 504: "timeout_error"}  # types of errors
 
 
 class Replies:
@@ -30,7 +32,9 @@ class Replies:
         self._is_chat = completion.is_chat
         self._head: Tree = {"id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}",
                             "created": int(time.time()), "model": name}
-        self._offsets = dict.fromkeys((stream.index for stream in streams), 0)
+        self._offsets = dict.fromkeys((stream.index for stream in streams), 0)  # characters so far
+        utf8 = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {stream.index: utf8("replace") for stream in streams}
 
     def whole(self, choices: Sequence[Choice]) -> Tree:
         """The reply with all choices."""
@@ -84,13 +88,16 @@ class Replies:
             tokens = [token for token in tokens if token.id not in self._backend.engine.end_ids]
 
             def entry(id: int, log_prob: float) -> Tree:
-                return {"token": self._text(id), "logprob": log_prob, "bytes": self._bytes(id)}
+                return {"token": self._text(id), "logprob": log_prob, "bytes": list(self._bytes(id))}
             return {"content": [entry(token.id, token.log_prob) | {
                 "top_logprobs": [entry(*pair) for pair in token.top]} for token in tokens], "refusal": None}
         texts, offsets = [self._text(token.id) for token in tokens], []
-        for text in texts:
+        for token, text in zip(tokens, texts, strict=True):
             offsets.append(self._offsets[stream.index])
-            self._offsets[stream.index] += len(text)
+            is_added = (not self._offsets[stream.index] and text in self._backend.language.tokenizer.special
+                        and not stream.prompt.text.startswith(text))  # a BOS token, which the text has not
+            if not is_added:
+                self._offsets[stream.index] += len(self._decoders[stream.index].decode(self._bytes(token.id)))
         known = [not math.isnan(token.log_prob) for token in tokens]  # not that of a prompt's first token
         top = [{self._text(id): log_prob for id, log_prob in token.top} if is_known else None
                for token, is_known in zip(tokens, known, strict=True)]
@@ -100,10 +107,15 @@ class Replies:
                 "top_logprobs": top if self._completion.n_top else None}
 
     def _text(self, id: int) -> str:
-        return self._backend.language.tokenizer.decode([id])
+        """The text of a token; of a part of a character, its bytes as OpenAI's API writes them."""
+        data = self._bytes(id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
-    def _bytes(self, id: int) -> list[int]:
-        return [id] if self._backend.language.model.is_byte_level else list(self._text(id).encode())
+    def _bytes(self, id: int) -> bytes:
+        return self._backend.language.tokenizer.token_bytes(id)
 
     def _usage(self) -> dict[str, int]:
         n_prompt = sum(len(prompt.ids) for prompt in self._prompts)
@@ -133,7 +145,12 @@ def knows_object(knows: Knows, knowledge: Knowledge, calibrated: bool) -> Tree:
             "prompt": "calibrated" if calibrated else "other"}
 
 
-def error_reply(status: int, message: str, field: str | None = None,
-                kind: str = "invalid_request_error") -> JSONResponse:
+def error_object(status: int, message: str, field: str | None = None, code: str | None = None) -> Tree:
     """An error as OpenAI's API replies it."""
-    return JSONResponse({"error": {"message": message, "type": kind, "param": field, "code": None}}, status)
+    kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": field, "code": code}}
+
+
+def error_reply(status: int, message: str, field: str | None = None, code: str | None = None) -> JSONResponse:
+    """`error_object` as a response."""
+    return JSONResponse(error_object(status, message, field, code), status)

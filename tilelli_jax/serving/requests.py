@@ -16,9 +16,10 @@ from tilelli_jax.generation.programs import MAX_TOP
 from tilelli_jax.io.json_text import kind
 from tilelli_jax.models.sampling import Sampling
 
-MAX_CHOICES = 16  # n, and prompts × n
+MAX_CHOICES = 128  # n, and prompts × n
 MAX_STOPS = 4
 ROLES = ("system", "developer", "user", "assistant")
+MIN_TOP_P = 1e-6  # in place of 0: the most likely token
 DEFAULT_NEW = 16  # max_tokens of a completion, as in OpenAI's API; a chat's reply may fill the context
 TEXT = "I don't know."  # reply of a request that abstains
 # Without effect here: who asks, and what a service stores or bills.
@@ -28,7 +29,7 @@ IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "pr
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "tools": ([],),
     "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"), "suffix": ("",),
-    "best_of": (1,), "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (),
+    "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (),
     "prediction": (), "reasoning_effort": ("none",), "verbosity": (), "web_search_options": ()}
 
 
@@ -114,20 +115,19 @@ def parse_completion(tree: Any) -> Completion:
     """
     fields = _Fields(tree)
     echo = fields.boolean("echo")
-    max_new = fields.integer("max_tokens", DEFAULT_NEW, 0 if echo else 1)
+    max_new = fields.integer("max_tokens", DEFAULT_NEW, 0)
     return _completion(fields, (), _prompts(fields.take("prompt")), max_new,
                        fields.integer("logprobs", None, 0, MAX_TOP), echo)
 
 
-def parse_questions(tree: Any, limit: int) -> list[str]:
-    """Parses the body of POST /v1/knows: `{"questions": [text, …]}`, or one text.
+def parse_questions(tree: Any, limit: int) -> tuple[str | None, list[str]]:
+    """Parses the body of POST /v1/knows: `{"questions": [text, …]}`, or one text. Returns model, questions.
 
     Raises:
         FieldError: a field is not as expected.
     """
     fields = _Fields(tree)
-    value = fields.take("questions")
-    fields.take("model")
+    value, model = fields.take("questions"), _model(fields)
     questions = [value] if isinstance(value, str) else value
     if not isinstance(questions, list) or not 0 < len(questions) <= limit:
         raise FieldError("questions", f"expected a text, or a list of 1 to {limit} texts, found "
@@ -136,7 +136,7 @@ def parse_questions(tree: Any, limit: int) -> list[str]:
         if not isinstance(question, str) or not question.strip():
             raise FieldError(f"questions[{i}]", f"expected a text, found {_found(question)}")
     fields.finish()
-    return questions
+    return model, questions
 
 
 # ---------------------------------------------------------------------------------------------
@@ -194,8 +194,8 @@ class _Fields:
 
 def number(name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> float:
     """Returns a field's value as a number. Raises FieldError if it is none, or is not accepted."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or (
-            not accepts(value)):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (
+            abs(value) < math.inf and accepts(value)):  # isfinite fails for whole numbers of 309 digits
         raise FieldError(name, f"expected a number {expected}, found {_found(value)}")
     return float(value)
 
@@ -203,16 +203,17 @@ def number(name: str, value: Any, accepts: Callable[[float], bool], expected: st
 def _completion(fields: _Fields, messages: tuple[Message, ...], prompts: tuple[str | tuple[int, ...], ...],
                 max_new: int | None, n_top: int | None, echo: bool) -> Completion:
     """The fields that both kinds of requests have."""
-    model = fields.take("model")
-    if model is not None and not isinstance(model, str):
-        raise FieldError("model", f"expected text, found {_found(model)}")
+    model = _model(fields)
     seed = fields.integer("seed", 0, -2**63)
     assert seed is not None
     sampling = Sampling(
         temperature=fields.number("temperature", 1.0, lambda x: 0 <= x <= 2, "from 0 to 2"),
-        top_p=fields.number("top_p", 1.0, lambda x: 0 < x <= 1, "above 0, at most 1"), seed=seed % 2**32)
+        top_p=fields.number("top_p", 1.0, lambda x: 0 <= x <= 1, "from 0 to 1") or MIN_TOP_P,
+        seed=seed % 2**32)
     n = fields.integer("n", 1, 1, MAX_CHOICES)
     assert n is not None
+    if fields.integer("best_of", n, 1) != n:
+        raise FieldError("best_of", f"not supported by this server unless it is n, {n}")
     if len(prompts) * n > MAX_CHOICES:
         raise FieldError("prompt", f"expected at most {MAX_CHOICES} choices, found {len(prompts)} prompts "
                          f"with n {n}")
@@ -228,13 +229,20 @@ def _completion(fields: _Fields, messages: tuple[Message, ...], prompts: tuple[s
             raise FieldError("stream_options", f"expected an object, found {_found(options)}")
         include_usage = options.get("include_usage") is True
         for name, value in options.items():
-            if name not in ("include_usage", "include_obfuscation") or not isinstance(value, bool):
+            if name not in ("include_usage", "include_obfuscation") or not isinstance(value, bool | None):
                 raise FieldError(f"stream_options.{name:.40}",
                                  f"expected include_usage: true or false, found {_found(value)}")
     request = Completion(model, messages, prompts, sampling, max_new, n, _stops(fields.take("stop")), stream,
                          include_usage, n_top, echo, _abstain(fields.take("abstain")))
     fields.finish()
     return request
+
+
+def _model(fields: _Fields) -> str | None:
+    model = fields.take("model")
+    if model is not None and not isinstance(model, str):
+        raise FieldError("model", f"expected text, found {_found(model)}")
+    return model
 
 
 def _message(value: Any, where: str) -> Message:

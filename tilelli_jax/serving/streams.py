@@ -94,7 +94,7 @@ class Stream:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def pieces(self) -> AsyncIterator[Piece | Choice]:
-        """Pieces of text, and at the end a `Choice` with the rest."""
+        """Pieces of text, of which the first may be empty, and at the end a `Choice` with the rest."""
         while True:
             event = await self._events.get()
             if isinstance(event, Token):
@@ -107,7 +107,7 @@ class Stream:
                     self.cancel()
                     yield self._finished(piece.text, piece.tokens, "stop")
                     return
-                if piece.text:
+                if piece.text or self.n_new == 1:  # P(knows) does not wait for a whole character
                     yield piece
             elif event.reason == "error":
                 raise HTTPException(500, event.error)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,10 +23,14 @@ import numpy as np
 import pytest
 
 from tests.error_lines import assert_one_line
-from tests.eval.recall.small import ASKED, Place
+from tests.eval.recall.small import ASKED, VANILLA, Place
 from tilelli_jax.data.turns import STOP, format_turns, user_turn
+from tilelli_jax.eval.calibration import Platt
+from tilelli_jax.eval.estimators.interface import LinearProbe
+from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 from tilelli_jax.eval.recall.serve import main
+from tilelli_jax.eval.recall.verdicts import CalibratedProbe
 from tilelli_jax.generation import decoding
 from tilelli_jax.loading import store
 
@@ -63,7 +69,7 @@ def start(place: Place, environment: dict[str, str], log: Path, *options: str) -
     """A server that is ready."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tilelli_jax.serve", "--model", str(place.model), "--port", "0", *options],
-        env=environment | {"TILELLI_API_KEY": KEY}, stdout=subprocess.PIPE, stderr=log.open("w"), text=True)
+        env={"TILELLI_API_KEY": KEY} | environment, stdout=subprocess.PIPE, stderr=log.open("w"), text=True)
     assert process.stdout is not None
     lines = []
     while not lines or not lines[-1].startswith("ready: "):
@@ -255,10 +261,13 @@ def test_many_clients_get_their_own_texts(served: Served, model: Any) -> None:
 @pytest.mark.parametrize(("body", "status", "message"), [
     (b"{", 400, "body: not JSON"), (b'{"prompt": "\\ud800"}', 400, "surrogate"),
     (b"\xff", 400, "not UTF-8 at byte 1"),
-    (b"[" * 100_000, 400, "body: "), (b'"' + b"a" * (1 << 20) + b'"', 413, "expected at most 1048576 bytes"),
+    (b"[" * 100_000, 400, "body: "), (b'"' + b"a" * (10 << 20) + b'"', 413, "expected at most 1048576 bytes"),
     ({"prompt": "a", "max_tokens": -3}, 400, "max_tokens: expected an integer"),
     ({"prompt": "a", "max_tokens": 10**40}, 400, "max_tokens: expected an integer"),
     ({"prompt": "a", "temperature": 1e400}, 400, "temperature: expected a number"),
+    ({"prompt": "a", "top_p": 10**400}, 400, "top_p: expected a number from 0 to 1"),
+    ({"prompt": "a", "abstain": {"below": 10**400}}, 400, "abstain.below: expected a number from 0 to 1"),
+    ({"prompt": "a", "best_of": 3, "n": 2}, 400, "best_of: not supported by this server unless it is n, 2"),
     ({"prompt": "a" * 300, "max_tokens": 1}, 400, "prompt: expected at most 192 tokens"),
     ({"prompt": [256]}, 400, "prompt: expected tokens below 256, found 256"),
     ({"prompt": "a", "model": "other"}, 404, "model: expected tiny, found 'other'"),
@@ -435,3 +444,35 @@ def test_the_sidecars_question_is_found_in_its_prompt(place: Place) -> None:
     assert prompter.question_in("Q: Who?\nA: ") == "Who?"
     for text in ("Q: Who?", "Q: \nA: ", "Who?\nA: ", "Q:  Who?\nA: ", ""):
         assert prompter.question_in(text) is None
+
+
+def test_without_a_sidecar_the_extra_eval_is_not_needed(place: Place, environment: dict[str, str]) -> None:
+    code = ("import sys; sys.modules.update(scipy=None, sklearn=None, joblib=None); "
+            "from tilelli_jax.eval.recall import serve; "
+            f"sys.exit(serve.main(['--model', {str(place.model)!r}, '--port', '0', '--max-len', '999']))")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "max_len: expected 2 to 192, found 999")  # the network has been loaded
+
+
+def test_a_probe_in_place_of_the_sidecar(place: Place, environment: dict[str, str], tmp_path: Path) -> None:
+    """Its P(knows) is that of the prediction; the environment's key may end with a line break."""
+    rule = verdicts.read(place.sidecar)
+    rng = np.random.default_rng(0)
+    probe = CalibratedProbe(LinearProbe(2, rng.standard_normal(VANILLA.d_model), 0.1), Platt(0.5, 0.2))
+    sidecar = tmp_path / "sidecar"
+    shutil.copytree(place.sidecar, sidecar)
+    verdicts.write(sidecar, dataclasses.replace(rule, probes={"layer_probe": probe}))
+    predictor = KnowledgePredictor.open(place.model, sidecar)
+    server = start(place, environment | {"TILELLI_API_KEY": f"{KEY}\n"}, tmp_path / "log", "--sidecar",
+                   str(sidecar), "--estimator", "layer_probe", "--slots", "1")
+    try:
+        reply = server.post("v1/knows", {"questions": ASKED}).json()
+        for found, prediction in zip(reply["data"], predictor.predict(ASKED), strict=True):
+            assert found["p"] == pytest.approx(prediction.by_probe["layer_probe"], abs=P_TOLERANCE)
+            assert found["estimator"] == "layer_probe"
+        assert server.post("v1/knows", {"questions": "Who?", "model": "other"}).status_code == 404
+    finally:
+        server.process.kill()
+        server.process.wait()
