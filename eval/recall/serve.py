@@ -54,8 +54,8 @@ def main(argv: Sequence[str]) -> int:
                         reads_questions=knows is not None and knows.reads_questions)
         server = Server(language, engine, Settings(
             name=options.name or Path(options.model).stem, api_key=key, max_body=options.max_body,
-            timeout=options.timeout, abstain=None if options.abstain is None else Abstain(options.abstain),
-            log_prompts=options.log_prompts), knows)
+            timeout=options.timeout, log_prompts=options.log_prompts,
+            abstain=Abstain(_threshold(options, knows)) if options.abstain and knows else None), knows)
         # A key protects from requests of other sites' pages as well.
         return listening.serve(server, listener, allowed=None if key else [options.host, *options.allow_host])
 
@@ -127,7 +127,7 @@ class SidecarKnows:
 def _open(options: argparse.Namespace) -> tuple[LanguageModel, SidecarKnows | None]:
     """Loads the network, and its sidecar if one is asked for."""
     if not options.sidecar:
-        if options.abstain is not None:
+        if options.abstain:
             raise InputError("--abstain: expected --sidecar, found none")
         return open_network_options(options), None
     from .predictor import KnowledgePredictor
@@ -166,9 +166,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--estimator", default=SIDECAR, metavar="NAME", help=(
         "what predicts P(knows): sidecar, or a probe of its study such as layer_probe, which costs almost "
         "nothing [%(default)s]"))
-    parser.add_argument("--abstain", type=float, metavar="P", help=(
-        "reply \"I don't know.\" and generate nothing if P(knows) is below P; requests can set another "
-        "threshold"))
+    parser.add_argument("--abstain", default="", metavar="P|R%", help=(
+        "reply \"I don't know.\" and generate nothing if P(knows) is below P; R%%: below the threshold at "
+        "which R %% of the questions that the network knows are abstained on. Requests can set another"))
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
     parser.add_argument("--port", type=int, default=8000, metavar="N",
                         help="port to listen on; 0 chooses a free one [%(default)s]")
@@ -195,6 +195,32 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         if not getattr(options, name) >= low:
             raise InputError(f"--{name.replace('_', '-')}: expected at least {low}, found "
                              f"{getattr(options, name)}")
-    if options.abstain is not None and not 0 <= options.abstain <= 1:
-        raise InputError(f"--abstain: expected a probability from 0 to 1, found {options.abstain}")
+    _abstain_number(options.abstain)
     return options
+
+
+def _abstain_number(value: str) -> float:
+    """The number of --abstain, as a fraction of 1. Raises InputError if it is none."""
+    try:
+        number = float(value.removesuffix("%") or "nan") / (100 if value.endswith("%") else 1)
+    except ValueError:
+        number = np.nan
+    if value and not 0 <= number <= 1:
+        raise InputError("--abstain: expected a probability from 0 to 1 or a percentage, found "
+                         f"{value!r:.40}")
+    return number
+
+
+def _threshold(options: argparse.Namespace, knows: SidecarKnows) -> float:
+    """The P(knows) below which the server abstains."""
+    number = _abstain_number(options.abstain)
+    if not options.abstain.endswith("%"):
+        return number
+    if knows.estimator != SIDECAR:
+        raise InputError(f"--abstain: expected a probability for --estimator {knows.estimator}, found "
+                         f"{options.abstain}")
+    rule = knows.predictor.rule
+    if not rule.known_quantiles:
+        raise InputError(f"--abstain: expected a probability, as {options.sidecar} has no quantiles of known "
+                         f"questions, found {options.abstain}")
+    return rule.threshold_at(number)

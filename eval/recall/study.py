@@ -366,13 +366,15 @@ class RecallStudy(Study[RecallConfig]):
         log_odds = scores.read(self.fitted)[None][fit.SIDECAR].scores[fit_result["selected_run"], rows]
         thresholds = verdicts.thresholds(self.table.known[rows], log_odds, self.table.group[rows],
                                          config.verdict)
+        calibrator = calibrator_from_dict(fit_result["calibrator"])
         verdicts.write(path, VerdictRule(
-            calibrator_from_dict(fit_result["calibrator"]), thresholds.knows_from, thresholds.unknown_below,
+            calibrator, thresholds.knows_from, thresholds.unknown_below,
             config_lib.to_dict(config.verdict),
             {"name": self.studied.name, "fingerprint": self.studied.fingerprint,
              "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.lens_bfloat16,
             config.compute.dtype, tuple(self.examples), config.answers,
-            {name: CalibratedProbe.from_dict(probe) for name, probe in fit_result["probes"].items()}))
+            {name: CalibratedProbe.from_dict(probe) for name, probe in fit_result["probes"].items()},
+            verdicts.known_quantiles(self.table.known[rows], calibrator(log_odds))))
 
     def _evaluate(self, path: Path) -> None:
         run, config = read_result(self.fitted)["selected_run"], self.config

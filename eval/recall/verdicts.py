@@ -67,6 +67,8 @@ class VerdictRule:
         examples: questions with answers in every prompt.
         answers: how the network's answers were generated and graded.
         probes: the linear probes of the study, by name.
+        known_quantiles: 0, 1, … 100 % quantiles of P(knows) of the calibration questions that the network
+            knows; empty if they are not stored.
     """
 
     calibrator: Calibrator = Temperature(1.0)
@@ -80,6 +82,7 @@ class VerdictRule:
     examples: tuple[tuple[str, str], ...] = ()
     answers: AnswersConfig = AnswersConfig()
     probes: Mapping[str, CalibratedProbe] = dataclasses.field(default_factory=dict)
+    known_quantiles: tuple[float, ...] = ()
 
     def probabilities(self, scores: Floats) -> Floats:
         """Maps log odds to P(knows)."""
@@ -90,6 +93,13 @@ class VerdictRule:
         if self.knows_from is None and self.unknown_below is None:
             return None
         return verdict(float(expit(score)), self.knows_from, self.unknown_below)
+
+    def threshold_at(self, rate: float) -> float:
+        """The P(knows) below which this fraction of the known questions lies: the false positive rate of
+        abstaining there. Raises ValueError if the quantiles are not stored."""
+        if not self.known_quantiles:
+            raise ValueError("known_quantiles: expected quantiles, found none")
+        return float(np.interp(100 * rate, np.arange(len(self.known_quantiles)), self.known_quantiles))
 
     @property
     def thresholds(self) -> Thresholds:
@@ -105,7 +115,13 @@ class VerdictRule:
                 "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded,
                 "dtype": self.dtype, "examples": [list(pair) for pair in self.examples],
                 "answers": config_lib.to_dict(self.answers),
-                "probes": {name: probe.to_dict() for name, probe in self.probes.items()}}
+                "probes": {name: probe.to_dict() for name, probe in self.probes.items()},
+                "known_quantiles": list(self.known_quantiles)}
+
+
+def known_quantiles(known: np.ndarray, probabilities: Floats) -> tuple[float, ...]:
+    """The quantiles of `VerdictRule`. Both inputs: `[calibration questions]`."""
+    return tuple(np.quantile(probabilities[known == 1], np.arange(101) / 100).tolist())
 
 
 def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: VerdictConfig) -> Thresholds:
@@ -157,7 +173,16 @@ def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
                        ComputeConfig(dtype=tree["dtype"]).dtype, _examples(tree["examples"]),
                        config_lib.from_dict(AnswersConfig, tree["answers"], source),
                        {str(name): CalibratedProbe.from_dict(probe)
-                        for name, probe in dict(tree["probes"]).items()})
+                        for name, probe in dict(tree["probes"]).items()},
+                       _quantiles(tree.get("known_quantiles", [])))
+
+
+def _quantiles(values: Any) -> tuple[float, ...]:
+    quantiles = np.array(values, float)
+    if quantiles.shape not in ((0,), (101,)) or not (np.isfinite(quantiles).all()
+                                                     and (np.diff(quantiles) >= 0).all()):
+        raise ValueError(f"known_quantiles: expected 101 numbers that do not fall, found {values!r:.40}")
+    return tuple(quantiles.tolist())
 
 
 def _examples(pairs: Any) -> tuple[tuple[str, str], ...]:

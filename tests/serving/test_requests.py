@@ -122,7 +122,8 @@ def test_invalid_chats_name_the_field(change: dict[str, Any], message: str) -> N
     ({"prompt": [2**31]}, "prompt: expected a text, "),
     ({"prompt": ["a"] * 65, "n": 2}, "prompt: expected at most 128 choices, found 65 prompts with n 2"),
     ({"max_tokens": -1}, "max_tokens: expected an integer from 0 to"),
-    ({"best_of": 2}, "best_of: not supported by this server unless it is n, 1"), ({"suffix": "a"}, "suffix: not supported"),
+    ({"best_of": 2}, "best_of: not supported by this server unless it is n, 1"),
+    ({"suffix": "a"}, "suffix: not supported"),
     ({"echo": True, "stream": True}, "echo: not supported with stream"),
     ({"messages": [HELLO]}, "messages: unknown field"),
 ])

@@ -412,7 +412,10 @@ def test_a_thousand_requests_leave_nothing_behind(
 @pytest.mark.parametrize(("options", "message"), [
     (["--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other machines: expected a key"),
     (["--abstain", "0.5"], "--abstain: expected --sidecar, found none"),
-    (["--abstain", "2"], "--abstain: expected a probability from 0 to 1, found 2.0"),
+    (["--abstain", "2"], "--abstain: expected a probability from 0 to 1 or a percentage, found '2'"),
+    (["--abstain", "101%"], "--abstain: expected a probability from 0 to 1 or a percentage, found '101%'"),
+    (["--abstain", "%"], "--abstain: expected a probability from 0 to 1 or a percentage, found '%'"),
+    (["--abstain", "nan"], "--abstain: expected a probability from 0 to 1 or a percentage, found 'nan'"),
     (["--slots", "0"], "--slots: expected at least 1, found 0"),
     (["--max-len", "193"], "max_len: expected 2 to 192, found 193"),
     (["--port", "70000"], "--port: expected a number from 0 to 65535"),
@@ -425,6 +428,13 @@ def test_invalid_options_are_one_line(
     monkeypatch.delenv("TILELLI_API_KEY", raising=False)
     assert main(["--model", str(place.model), "--port", "0", *options]) == 2
     assert_one_line(capsys.readouterr().err, message)
+
+
+def test_a_percentage_needs_quantiles(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", str(place.model), "--sidecar", str(place.sidecar), "--port", "0", "--abstain",
+                 "5%"]) == 2
+    assert_one_line(capsys.readouterr().err, "--abstain: expected a probability, as",
+                    "has no quantiles of known questions")
 
 
 def test_an_estimator_must_be_of_the_study(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,14 +466,19 @@ def test_without_a_sidecar_the_extra_eval_is_not_needed(place: Place, environmen
     assert_one_line(done.stderr, "max_len: expected 2 to 192, found 999")  # the network has been loaded
 
 
-def test_a_probe_in_place_of_the_sidecar(place: Place, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_probe_in_place_of_the_sidecar(place: Place, environment: dict[str, str], tmp_path: Path,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
     """Its P(knows) is that of the prediction; the environment's key may end with a line break."""
     rule = verdicts.read(place.sidecar)
     rng = np.random.default_rng(0)
     probe = CalibratedProbe(LinearProbe(2, rng.standard_normal(VANILLA.d_model), 0.1), Platt(0.5, 0.2))
     sidecar = tmp_path / "sidecar"
     shutil.copytree(place.sidecar, sidecar)
-    verdicts.write(sidecar, dataclasses.replace(rule, probes={"layer_probe": probe}))
+    verdicts.write(sidecar, dataclasses.replace(rule, probes={"layer_probe": probe},
+                                                known_quantiles=tuple(np.linspace(0.1, 1, 101).tolist())))
+    assert main(["--model", str(place.model), "--sidecar", str(sidecar), "--port", "0", "--abstain", "5%",
+                 "--estimator", "layer_probe"]) == 2
+    assert_one_line(capsys.readouterr().err, "--abstain: expected a probability for --estimator layer_probe")
     predictor = KnowledgePredictor.open(place.model, sidecar)
     server = start(place, environment | {"TILELLI_API_KEY": f"{KEY}\n"}, tmp_path / "log", "--sidecar",
                    str(sidecar), "--estimator", "layer_probe", "--slots", "1")

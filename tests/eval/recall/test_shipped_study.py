@@ -6,12 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.eval.recall.small import Place
 from tests.smollm2 import smollm2_file
 from tilelli_jax.errors import InputError
-from tilelli_jax.eval.recall import report_rows, shipped, verdicts
+from tilelli_jax.eval.recall import report_rows, scores, shipped, verdicts
 from tilelli_jax.eval.recall.command import evaluate_shipped
 from tilelli_jax.eval.recall.predictor import KnowledgePredictor
 from tilelli_jax.loading import store
@@ -31,6 +32,21 @@ def test_it_is_complete_and_names_no_machine() -> None:
     rule, sidecar = verdicts.read(path / "sidecar"), store.load(path / "sidecar")
     assert rule.network["n_layers"] == 30 and "layer_probe" in rule.probes and len(rule.examples) == 5
     assert sidecar.config.n_features == 12 and rule.knows_from > rule.unknown_below
+
+
+def test_abstaining_on_a_part_of_the_known_questions() -> None:
+    """The threshold of the sidecar's rule, on the calibration questions' own scores."""
+    path = shipped.ROOT / NAME
+    table, rule = shipped.read_table(path), verdicts.read(path / "sidecar")
+    run = json.loads((path / "study.json").read_text())["fit"]["selected_run"]
+    rows = (table.split == "calibrate") & (table.known == 1)
+    p = scores.read(path)[None]["sidecar"].probabilities[run, rows]
+    for rate in (0, 0.05, 0.5, 1):
+        threshold = rule.threshold_at(rate)
+        assert abs((p < threshold - 1e-6).mean() - rate) <= 1 / len(p) + 1e-9
+        assert threshold == pytest.approx(np.quantile(p, rate), abs=1e-5)
+    with pytest.raises(ValueError, match="known_quantiles: expected quantiles, found none"):
+        verdicts.VerdictRule().threshold_at(0.5)
 
 
 def test_another_network_is_refused(place: Place) -> None:
