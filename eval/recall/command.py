@@ -206,6 +206,9 @@ def evaluate_shipped(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     name = shipped.check_name(options.shipped)
     out = options.out or Path("runs", name)
+    if out.exists() and not (out / report.RESULTS).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out: {out}: expected a new directory or that of a report, found other files")
+    print(f"evaluating {name}, which takes minutes", file=sys.stderr, flush=True)
     command_line = shlex.join([*PROG.split(), "evaluate", *argv])
     results = shipped.write_report(name, out, provenance_rows(command_line, "shipped", ()))
     conclusions = "\n".join(without_markup(text) for text in sentences.conclusions(results))
@@ -237,9 +240,9 @@ def app(argv: Sequence[str]) -> int:
 
     from .app import info, server
     # All other options are checked before the network, which can be large, is loaded.
-    sidecar = str(shipped.find_sidecar(options.sidecar, Path(options.model), options.tokenizer))
-    study = info.find_study(options.study, sidecar)
     with open_socket(options.host, options.port) as listener:
+        sidecar = str(shipped.find_sidecar(options.sidecar, Path(options.model), options.tokenizer))
+        study = info.find_study(options.study, sidecar)
         predictor = KnowledgePredictor.open(options.model, sidecar, tokenizer=options.tokenizer,
                                             any_network=options.any_network)
         return server.serve(predictor, listener, model=options.model, sidecar=sidecar, study=study,

@@ -158,7 +158,7 @@ def _api_key(options: argparse.Namespace) -> str:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(prog="tilelli serve", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_network_options(parser)
+    add_network_options(parser, dtype=None)
     parser.add_argument("--name", default="", help="the model's name in replies [the end of its path]")
     parser.add_argument("--sidecar", default="", metavar="DIR|NAME|shipped", help=(
         "sidecar of a study (OUT/sidecar), or of one that comes with the package; `shipped`: the one for "

@@ -23,6 +23,7 @@ from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import read_json
 from tilelli_jax.io.tensors import in_memory, read_file, write_file
 from tilelli_jax.loading.fingerprint import network_fingerprint
+from tilelli_jax.pretrained.gguf import read_gguf
 
 from ..estimators.table import QuestionTable
 from ..inputs import networks
@@ -70,6 +71,8 @@ def _sidecar_of(model: Path, tokenizer: str) -> Path:
     rules = {path: verdicts.read(path) for path in (ROOT / name / SIDECAR for name in names())}
     of_network = [path for path, rule in rules.items() if rule.network.get("fingerprint") == fingerprint]
     if not of_network:
+        if model.is_file():
+            read_gguf(model)  # raises InputError if it is damaged
         raise InputError("--sidecar: expected the directory of a sidecar, because none is shipped for "
                          f"{model}; shipped are those of {', '.join(names()) or 'no network'}")
     return min(of_network, key=lambda path: rules[path].prompt.template != "chat")  # the first of equals

@@ -121,6 +121,26 @@ def test_generating_bytes_with_a_token_network_raises() -> None:
         tilelli_jax.generate(network("gpt_neox"), "Once upon a time")
 
 
+@pytest.mark.parametrize("name", with_exhaustive("gpt_neox", "gemma4"))
+@pytest.mark.filterwarnings("ignore:decoding to ")
+def test_caches_grow_with_the_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids are those of caches that have room for everything at once."""
+    sizes: list[int] = []
+    grown = decoding._grown
+
+    def recorded(*args: Any) -> Any:
+        sizes.append(args[-1])
+        return grown(*args)
+    monkeypatch.setattr(decoding, "_grown", recorded)
+    options: Any = {"max_new": 300, "temperature": 0.9, "seed": 3, "end_ids": ()}
+    expected, = tilelli_jax.generate_ids(network(name), PROMPTS[:1], **options)
+    assert not sizes
+    monkeypatch.setattr(decoding, "FIRST_ROOM", 10)
+    pieces = list(decoding.stream_ids(network(name), PROMPTS[0], chunk=7, **options))
+    assert [i for piece in pieces for i in piece.ids.tolist()] == expected.ids.tolist()
+    assert sizes == [128, 256, 320]
+
+
 @pytest.mark.parametrize("name", with_exhaustive(*CASES))
 @pytest.mark.filterwarnings("ignore:decoding to ")
 def test_streamed_ids_match_generate_ids(name: str) -> None:

@@ -44,10 +44,10 @@ class ByLength:
     signals, reads_questions, estimator, calibrated_on = FinalStream(), False, "length", "nothing"
 
     def __init__(self) -> None:
-        self.n_predictions, self.p = 0, 0.5
+        self.n_predictions, self.p, self.calibrated = 0, 0.5, True
 
     def locate(self, encoding: Any, text: str, question: str | None) -> Located:
-        return Located(0, len(text), False)
+        return Located(0, len(text), self.calibrated)
 
     def prompt(self, question: str, where: str) -> tuple[list[int], int, int]:
         return list(question.encode()), 0, len(question)
@@ -55,7 +55,7 @@ class ByLength:
     def predict(self, outputs: Any) -> Knowledge:
         assert np.shape(outputs) == (2, 16)
         self.n_predictions += 1
-        return Knowledge(self.p, None, None)
+        return Knowledge(self.p, "likely knows", None)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,12 @@ def test_the_server_abstains_unless_a_request_says_otherwise(engine: Engine) -> 
         assert (choice["text"], choice["finish_reason"]) == ("No.", "abstained")
         choice, = complete(url, abstain={"below": 0.4}).json()["choices"]
         assert choice["finish_reason"] == "length"
+        knows.calibrated = False  # the threshold and the verdict are for the study's prompts
+        reply = complete(url).json()
+        assert reply["choices"][0]["finish_reason"] == "length" and reply["knows"]["verdict"] is None
+        assert complete(url, abstain={"below": 0.6}).json()["choices"][0]["finish_reason"] == "abstained"
+        knows.calibrated = True
+        assert complete(url, abstain={"below": 0}).json()["knows"]["verdict"] == "likely knows"
         knows.p = 0.7
         assert complete(url).json()["choices"][0]["finish_reason"] == "length"
         n = knows.n_predictions

@@ -1,6 +1,6 @@
 """Continues text: tilelli generate --model DIR --prompt TEXT.
 
-DIR is a model directory, or a Hugging Face directory of a causal language model with its tokenizer. One
+DIR is a model directory, a Hugging Face directory, a GGUF file, or a hub id, with its tokenizer. One
 prompt is printed with its continuation as it is decoded; several give a line of JSON each.
 """
 

@@ -20,6 +20,7 @@ from tilelli_jax.models.sampling import Sampling, sample
 BYTES = 256
 # Lengths are padded to multiples of it, to limit the number of compilations.
 BUCKET = 64
+FIRST_ROOM = 1024  # new tokens for which caches have room at first; a step's time grows with their room
 
 
 class Continuation(NamedTuple):
@@ -304,9 +305,13 @@ def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], 
     if n_cached > 0:
         lengths = np.array([len(row) for row in texts], np.int32)
         padded = pad(texts, bucket(longest, window))
-        logits, caches = prefill(graph, params, padded, lengths, size=bucket(longest + n_cached, window))
+        size = bucket(longest + min(n_cached, FIRST_ROOM), window)
+        logits, caches = prefill(graph, params, padded, lengths, size=size)
         while n_done < n_cached:
             n = min(chunk, n_cached - n_done)
+            if longest + n_done + n > size:
+                size = bucket(min(max(2 * size, longest + n_done + n), longest + n_cached), window)
+                caches = _grown(graph, params, padded, lengths, caches, size)
             new, logits, caches = _decode(graph, params, logits, caches, lengths + np.int32(n_done), keys,
                                           np.int32(n_done), np.int32(n), arguments, width=width,
                                           tokens=tokens)
@@ -336,6 +341,13 @@ def prefill(graph: Any, params: Any, ids: jax.Array, lengths: jax.Array, *, size
             prefix: Any = None) -> tuple[jax.Array, Any]:
     """See `CausalLM.prefill`."""
     return nnx.merge(graph, params).prefill(ids, lengths, size, prefix)
+
+
+def _grown(graph: Any, params: Any, ids: np.ndarray, lengths: np.ndarray, caches: Any, size: int) -> Any:
+    """The caches with room for `size` positions. Until a window is full, position p is in slot p."""
+    _, shapes = jax.eval_shape(functools.partial(prefill, graph, size=size), params, ids, lengths)
+    return jax.tree.map(lambda cache, shape: jnp.pad(cache, [
+        (0, n - have) for n, have in zip(shape.shape, cache.shape, strict=True)]), caches, shapes)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "width", "tokens"), donate_argnames=("caches",))

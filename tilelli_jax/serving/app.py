@@ -239,6 +239,9 @@ class Server:
     def _stream(self, completion: Completion, prompt: Prompt, index: int) -> Stream:
         room = self.engine.max_len - len(prompt.ids)
         max_new = completion.max_new if completion.max_new is not None else max(room, 1)
+        if completion.max_new is not None and max_new > self.engine.max_len:
+            raise FieldError("max_tokens", f"expected at most {self.engine.max_len} together with the "
+                             f"prompt, found {max_new}")
         if max_new > room:
             raise FieldError("messages" if completion.is_chat else "prompt",
                              f"expected at most {self.engine.max_len} tokens together with the {max_new} new "
@@ -248,7 +251,8 @@ class Server:
         is_byte_level = self.backend.language.model.is_byte_level
         stop = [*completion.stop, *([STOP] if completion.is_chat and is_byte_level else [])]
         return Stream(self.backend, prompt, dataclasses.replace(completion.sampling, max_new=max_new), index,
-                      stop, completion.n_top or 0, completion.abstain or self.settings.abstain)
+                      stop, completion.n_top or 0, completion.abstain or (
+                          self.settings.abstain if prompt.located.calibrated else None))
 
     async def _chunks(self, replies: Replies, prompts: list[Prompt], streams: list[Stream],
                       cleanup: contextlib.ExitStack) -> AsyncIterator[Tree]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from tilelli_jax.errors import InputError
 
 from .app import BODY_SECONDS, Server
 from .hosts import TrustedHosts
+
+PROGRESS_SECONDS = 10  # between two lines of progress
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -57,11 +60,18 @@ def serve(server: Server, listener: socket.socket, *, allowed: Sequence[str] | N
     if allowed is not None:
         app = TrustedHosts(app, allowed)
 
+    shown = time.monotonic()
+
     def compiled(done: int, total: int) -> None:
+        nonlocal shown
         if done == total:
             server.warm_up()
-            with contextlib.suppress(OSError):  # nobody reads the output any more
+        with contextlib.suppress(OSError):  # nobody reads the output any more
+            if done == total:
                 print(f"ready: {url}v1 (Ctrl-C ends it)", flush=True)
+            elif time.monotonic() - shown > PROGRESS_SECONDS:
+                print(f"compiling: {done} of {total} programs", flush=True)
+                shown = time.monotonic()
         server.progress = done, total
     print(f"{url}: compiling; {url}health says when it is ready", flush=True)
     limit = math.ceil(server.settings.timeout) + BODY_SECONDS

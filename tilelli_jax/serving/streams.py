@@ -85,6 +85,8 @@ class Stream:
         """Runs in the engine's thread."""
         assert self.backend.knows is not None
         self.knowledge = self.backend.knows.predict(outputs)
+        if not self.prompt.located.calibrated:  # the thresholds are those of the study's prompts
+            self.knowledge = self.knowledge._replace(verdict=None)
         self.backend.metrics.knows.observe(self.knowledge.p)
         return self.abstain is None or self.knowledge.p >= self.abstain.below
 

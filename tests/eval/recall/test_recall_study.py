@@ -371,6 +371,9 @@ def test_a_shipped_study(place: Path, done: Path, tmp_path: Path, monkeypatch: p
     assert not list((tmp_path / "shipped").iterdir())
     monkeypatch.setattr(ship_study, "MAX_BYTES", 10**6)
     assert ship_study.main([str(done), "tiny"]) == 0
+    assert evaluate_shipped(["--shipped", "--out", network]) == 2
+    assert_one_line(capsys.readouterr().err, f"--out: {network}: expected a new directory or that of a",
+                    "report, found other files")
     assert evaluate_shipped(["--shipped", "--out", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     for key in set(results) - {"examples", "extremes", "entropy_by_layer"}:

@@ -269,6 +269,7 @@ def test_many_clients_get_their_own_texts(served: Served, model: Any) -> None:
     ({"prompt": "a", "abstain": {"below": 10**400}}, 400, "abstain.below: expected a number from 0 to 1"),
     ({"prompt": "a", "best_of": 3, "n": 2}, 400, "best_of: not supported by this server unless it is n, 2"),
     ({"prompt": "a" * 300, "max_tokens": 1}, 400, "prompt: expected at most 192 tokens"),
+    ({"prompt": "a", "max_tokens": 10_000}, 400, "max_tokens: expected at most 192 together with the prompt"),
     ({"prompt": [256]}, 400, "prompt: expected tokens below 256, found 256"),
     ({"prompt": "a", "model": "other"}, 404, "model: expected tiny, found 'other'"),
     ({"prompt": "a", "echo": True, "stream": True}, 400, "echo: not supported with stream"),

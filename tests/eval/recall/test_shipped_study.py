@@ -49,9 +49,13 @@ def test_abstaining_on_a_part_of_the_known_questions() -> None:
         verdicts.VerdictRule().threshold_at(0.5)
 
 
-def test_another_network_is_refused(place: Place) -> None:
+def test_another_network_is_refused(place: Place, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"none is shipped for .*; shipped are those of {NAME}"):
         shipped.find_sidecar("", place.model)
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(InputError, match=r"damaged\.gguf: not a complete GGUF file"):
+        shipped.find_sidecar("", damaged)
     with pytest.raises(InputError, match="trained on another network: expected 30 layers"):
         KnowledgePredictor.open(place.model, shipped.ROOT / NAME / "sidecar")
 
